@@ -1,0 +1,1 @@
+"""Managers: who decides where blocks lie, as coroutines."""

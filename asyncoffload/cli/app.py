@@ -1,0 +1,215 @@
+"""The commands and their options. What a command needs is imported when it runs, so that help is instant."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
+)
+
+
+_TRAFFIC, _MEMORY, _DISK, _RUN = "Traffic", "Memory", "Disk", "The run and its results"
+
+
+class LoopChoice(StrEnum):
+    """The event loops that a replay can run on."""
+
+    UVLOOP = "uvloop"
+    ASYNCIO = "asyncio"
+
+
+class DirectIO(StrEnum):
+    """Whether the file system tier passes by the page cache."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+def _size(text: str | int) -> int:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        raise typer.BadParameter(
+            f'{text!r} is not a size: write bytes, or a number with a unit such as "8GiB"'
+        ) from None
+    if size <= 0:
+        raise typer.BadParameter(f"{text!r} is not more than 0 bytes")
+    return size
+
+
+def _threads(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither a number of threads nor auto")
+    return int(text)
+
+
+def _output(path: Path | None) -> Path | None:
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"{path.parent} is not a directory: make it first")
+    return path
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"asyncoffload {version('asyncoffload')}")
+        raise typer.Exit
+
+
+@app.callback()
+def asyncoffload(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Moves the KV-cache blocks of language models between a device, host memory and disk, without ever blocking an
+    event loop. Start with `asyncoffload replay`."""
+
+
+@app.command()
+def replay(
+    trace: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Traffic to play: JSON lines, plain or gzip, with timestamp (ms), input_length (tokens), hash_ids "
+            "(one per block of 512 tokens) and optionally output_length. Without it, traffic is made up.",
+            show_default=False,
+        ),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            rich_help_panel=_TRAFFIC,
+            help="Play so many requests.",
+            show_default="1000 made up, or the whole trace",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(rich_help_panel=_TRAFFIC, help="Another seed makes up other traffic.")] = 0,
+    block_bytes: Annotated[
+        int,
+        typer.Option(parser=_size, metavar="SIZE", rich_help_panel=_MEMORY, help="Bytes of one block of 512 tokens."),
+    ] = "128KiB",  # type: ignore[assignment]
+    device_blocks: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_MEMORY, help="Blocks of the device, lent to requests.")
+    ] = 4096,
+    host_bytes: Annotated[
+        int,
+        typer.Option(parser=_size, metavar="SIZE", rich_help_panel=_MEMORY, help="Host memory for the primary tier."),
+    ] = "128MiB",  # type: ignore[assignment]
+    policy: Annotated[
+        str, typer.Option(rich_help_panel=_MEMORY, help="Which block leaves the primary first: lru or arc.")
+    ] = "lru",
+    fs_dir: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            rich_help_panel=_DISK,
+            help="Keep the blocks of the disk tier here, and find them again next time.",
+            show_default="a temporary directory, removed at the end",
+        ),
+    ] = None,
+    fs_threads: Annotated[
+        str,
+        typer.Option(
+            callback=_threads,
+            metavar="N|auto",
+            rich_help_panel=_DISK,
+            help="Threads that read files, and as many that write.",
+        ),
+    ] = "auto",
+    direct_io: Annotated[
+        DirectIO, typer.Option(rich_help_panel=_DISK, help="Pass by the page cache (O_DIRECT).")
+    ] = DirectIO.AUTO,
+    concurrency: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAFFIC, help="Requests in flight.")] = 32,
+    settle: Annotated[
+        bool,
+        typer.Option(
+            "--settle",
+            rich_help_panel=_TRAFFIC,
+            help="Let all writes to disk end before the next request starts. With a concurrency of 1, hits per tier "
+            "are then those of a textbook LRU, block for block.",
+        ),
+    ] = False,
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            rich_help_panel=_TRAFFIC,
+            help="Play so many seconds of the trace in one second.",
+            show_default="as fast as possible",
+        ),
+    ] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            rich_help_panel=_TRAFFIC,
+            help="Seconds that a request waits for its blocks before it computes them.",
+            show_default="no limit",
+        ),
+    ] = None,
+    loop: Annotated[
+        LoopChoice, typer.Option(rich_help_panel=_RUN, help="The event loop to run on.")
+    ] = LoopChoice.UVLOOP,
+    json: Annotated[
+        Path | None,
+        typer.Option(callback=_output, dir_okay=False, rich_help_panel=_RUN, help="Write all figures to this file."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_output,
+            dir_okay=False,
+            rich_help_panel=_RUN,
+            help="Draw hits over time and load latency into this PNG file.",
+        ),
+    ] = None,
+) -> None:
+    """Play LLM traffic through the whole stack, with real bytes, and verify every byte that comes back.
+
+    Each request looks up its prefix, loads what some tier has into device blocks, verifies it, "computes" the rest and
+    stores it; many requests are in flight as coroutines. The device is made of host memory, so any machine will do.
+    Ctrl-C ends the run with the figures so far.
+
+    - `asyncoffload replay`: half a minute of made-up traffic
+
+    - `asyncoffload replay trace.jsonl.gz --plot hits.png`: a trace of yours, and a picture of it
+
+    - `asyncoffload replay --host-bytes 64MiB --policy arc`: a smaller primary, another policy
+
+    The exit status is 0 when every byte was right, 1 when one was wrong, 2 when the run could not start or broke off,
+    130 when it was interrupted.
+    """
+    from asyncoffload.cli.replay_command import ReplayCommand
+
+    command = ReplayCommand(
+        trace=trace,
+        requests=requests,
+        seed=seed,
+        block_bytes=block_bytes,
+        device_blocks=device_blocks,
+        host_bytes=host_bytes,
+        policy=policy,
+        fs_dir=fs_dir,
+        fs_threads=fs_threads,
+        direct_io=direct_io.value,
+        concurrency=concurrency,
+        settle=settle,
+        speed=speed,
+        deadline=deadline,
+        loop=loop.value,
+        json=json,
+        plot=plot,
+    )
+    raise typer.Exit(command.run())

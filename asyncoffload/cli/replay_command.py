@@ -1,0 +1,167 @@
+"""The ``replay`` command: from its options to its exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import uvloop
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from asyncoffload.cli.generated import generated_traffic
+from asyncoffload.cli.replay import Replay, ReplayOptions
+from asyncoffload.cli.report import Report
+from asyncoffload.cli.table import table_of
+from asyncoffload.cli.traffic import TOKENS_PER_BLOCK, Request, read_trace
+from asyncoffload.config import OffloaderSettings
+from asyncoffload.errors import InvalidArgument, OffloadError
+
+GENERATED_REQUESTS = 1000
+EVERY_BYTE_RIGHT, WRONG_BYTES, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayCommand:
+    """The options of one invocation; ``asyncoffload replay --help`` explains each."""
+
+    trace: Path | None
+    requests: int | None
+    seed: int
+    block_bytes: int
+    device_blocks: int
+    host_bytes: int
+    policy: str
+    fs_dir: Path | None
+    fs_threads: int | str
+    direct_io: str
+    concurrency: int
+    settle: bool
+    speed: float | None
+    deadline: float | None
+    loop: str
+    json: Path | None
+    plot: Path | None
+
+    def run(self) -> int:
+        """Play, print the table, write the files; the result is the exit status of the process."""
+        complaints = Console(stderr=True)
+        status = COULD_NOT_RUN
+        try:
+            traffic = self._traffic()
+            place = (
+                tempfile.TemporaryDirectory(prefix="asyncoffload-") if self.fs_dir is None else nullcontext(self.fs_dir)
+            )
+            with place as root:
+                replay = Replay(traffic, self._options(Path(root)))
+                interrupted = self._play(replay)
+            report = replay.report(self._set_up())
+            self._show(report, replay)
+            status = INTERRUPTED if interrupted else EVERY_BYTE_RIGHT
+            if report.wrong_bytes:
+                status = WRONG_BYTES
+        except* OffloadError as group:
+            for error in _leaves(group):
+                complaints.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return status
+
+    def _traffic(self) -> Sequence[Request]:
+        if self.trace is None:
+            return generated_traffic(self.requests or GENERATED_REQUESTS, seed=self.seed)
+        return read_trace(self.trace)[: self.requests]
+
+    def _options(self, root: Path) -> ReplayOptions:
+        tier: dict[str, object] = {
+            "type": "fs",
+            "root_dir": root,
+            "io_threads": self.fs_threads,
+            "direct_io": self.direct_io,
+        }
+        settings: dict[str, object] = {
+            "host_bytes": self.host_bytes,
+            "policy": self.policy,
+            "model": "replay",
+            "block_size": TOKENS_PER_BLOCK,
+            "block_bytes": self.block_bytes,
+        }
+        if self.settle:
+            # Whatever one request stores must find room on its way to disk, or it would be shed and come later.
+            tier["max_queued_bytes"] = self.host_bytes
+            settings["cascade_blocks"] = max(1, self.host_bytes // self.block_bytes)
+        return ReplayOptions(
+            settings=OffloaderSettings.parse({**settings, "tiers": [tier]}),
+            block_bytes=self.block_bytes,
+            device_blocks=self.device_blocks,
+            concurrency=self.concurrency,
+            settle=self.settle,
+            speed=self.speed,
+            deadline=self.deadline,
+        )
+
+    def _play(self, replay: Replay) -> bool:
+        """Run the replay on its loop; whether it was interrupted."""
+        factory = uvloop.new_event_loop if self.loop == "uvloop" else asyncio.SelectorEventLoop
+        with _still_heap(), _progress(len(replay.requests)) as bar, asyncio.Runner(loop_factory=factory) as runner:
+            try:
+                runner.run(replay.run(lambda: bar.advance(bar.task_ids[0])))
+            except KeyboardInterrupt:
+                return True
+        return False
+
+    def _set_up(self) -> dict[str, str]:
+        traffic = f"made up from seed {self.seed}" if self.trace is None else str(self.trace)
+        pace = "as fast as possible" if self.speed is None else f"{self.speed:g} times as fast as recorded"
+        return {
+            "traffic": traffic,
+            "pace": pace,
+            "in flight": str(self.concurrency) + (", settled in between" if self.settle else ""),
+            "policy": self.policy,
+            "loop": self.loop,
+            "gc": "frozen after start",
+        }
+
+    def _show(self, report: Report, replay: Replay) -> None:
+        Console().print(table_of(report))
+        if self.json is not None:
+            try:
+                self.json.write_text(json.dumps(asdict(report), indent=2) + "\n")
+            except OSError as error:
+                raise InvalidArgument(f"{self.json}: the figures cannot be written: {error}") from error
+        if self.plot is not None:
+            from asyncoffload.cli.plot import save_plot
+
+            save_plot(self.plot, report, replay.served)
+
+
+def _leaves(group: BaseExceptionGroup[OffloadError]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+@contextmanager
+def _still_heap() -> Iterator[None]:
+    """Keep what was imported out of garbage collections, whose pauses would be measured as lag of the event loop."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Progress]:
+    columns = TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
+        bar.add_task("replaying", total=total)
+        yield bar

@@ -1,0 +1,78 @@
+"""Which file a block lives in, and which blocks may share a directory.
+
+Blocks may share a directory only if their bytes mean the same thing. Everything that decides this is spelled out by
+:func:`describe`, and its hash, the :func:`fingerprint`, names the directory. Ranks hold different parts of a block, so
+each has a directory of its own::
+
+    <root>/<fingerprint>_r<rank>/config.json
+    <root>/<fingerprint>_r<rank>/<hhh>/<hh>_g<group>/<hash>.bin
+
+where ``hhh`` and ``hh`` are the first three and the next two hexadecimal digits of the block hash: with a uniform hash,
+a million blocks of a group come to rest in 4,096 x 256 directories, about one file in each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from hashlib import blake2b
+
+from asyncoffload.keys import GROUP_BYTES, OffloadKey, block_hash_of, group_of, make_key
+from asyncoffload.types import KVLayout
+
+FORMAT_VERSION = 1
+"""Version of everything below a fingerprint directory; a change of any of it makes a new fingerprint."""
+
+FINGERPRINT_BYTES = 16
+
+_FAN_OUT = re.compile(r"[0-9a-f]{1,3}")
+_BLOCK = re.compile(r"(?P<hash>(?:[0-9a-f]{2}){1,64})\.bin")
+
+
+def describe(layout: KVLayout) -> dict[str, object]:
+    """Everything that decides what the bytes of an offloaded block mean, in values that JSON keeps exactly.
+
+    The rank is left out: it says *which* part of the blocks a process holds, not what the parts look like.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": layout.model,
+        "revision": layout.revision,
+        "dtype": layout.dtype,
+        "block_size": layout.block_size,
+        "block_size_factor": layout.block_size_factor,
+        "groups": [{"page_bytes": list(group.page_bytes)} for group in layout.groups],
+        "parallel": [[name, size] for name, size in layout.parallel],
+    }
+
+
+def fingerprint(layout: KVLayout) -> bytes:
+    """BLAKE2b over the canonical JSON form of :func:`describe`, ``FINGERPRINT_BYTES`` long."""
+    canonical = json.dumps(describe(layout), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return blake2b(canonical.encode(), digest_size=FINGERPRINT_BYTES).digest()
+
+
+def directory_name(layout: KVLayout) -> str:
+    """Name of the directory below the root that holds the blocks of this layout and rank."""
+    return f"{fingerprint(layout).hex()}_r{layout.rank}"
+
+
+def block_path(directory: str, key: OffloadKey) -> str:
+    """Path of a block's file below the directory of its layout."""
+    digits = block_hash_of(key).hex()
+    return f"{directory}/{digits[:3]}/{digits[3:5]}_g{group_of(key)}/{digits}.bin"
+
+
+def is_fan_out(name: str) -> bool:
+    """Whether a name is one that :func:`block_path` gives to a directory of the first level."""
+    return _FAN_OUT.fullmatch(name) is not None
+
+
+def key_of(first: str, second: str, name: str) -> OffloadKey | None:
+    """The key whose :func:`block_path` ends in ``first/second/name``; None when there is no such key."""
+    match = _BLOCK.fullmatch(name)
+    group = second.rpartition("_g")[2]
+    if match is None or not (group.isascii() and group.isdigit()) or int(group) >= 1 << (8 * GROUP_BYTES):
+        return None
+    key = make_key(bytes.fromhex(match["hash"]), int(group))
+    return key if block_path("", key) == f"/{first}/{second}/{name}" else None

@@ -1,0 +1,289 @@
+"""The calls of an offloading manager on the primary tier alone, without waiting: what every conductor shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from asyncoffload.core.block_table import BlockTable, Write
+from asyncoffload.core.offers import OfferCounts
+from asyncoffload.errors import BlocksUnavailable, InvalidArgument
+from asyncoffload.keys import OffloadKey, checked_keys
+from asyncoffload.types import CPULoadStoreSpec, OffloadingEvent, PrepareStoreOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """Blocks that a reader holds.
+
+    Attributes:
+        keys: the blocks.
+        slots: the slot of each, in the same order.
+    """
+
+    keys: Sequence[OffloadKey]
+    slots: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryStats:
+    """The primary tier in numbers of blocks: first what is, then what has happened since the start.
+
+    Attributes:
+        slots: how many blocks fit.
+        ready: readable blocks.
+        pinned: those of them that somebody reads.
+        writing: blocks being written.
+        doomed: blocks voided by a reset and still held by somebody.
+        quarantined: slots whose block has left while their memory was still in use.
+        free: slots that can be handed out without evicting anything.
+        stored: writes that made a block ready.
+        evicted: blocks that had to make room.
+        lost: those of them that no tier had a copy of.
+        deferred: offers of absent blocks that were below the store threshold.
+        refused: calls that wanted to write and found no room.
+    """
+
+    slots: int
+    ready: int
+    pinned: int
+    writing: int
+    doomed: int
+    quarantined: int
+    free: int
+    stored: int
+    evicted: int
+    lost: int
+    deferred: int
+    refused: int
+
+
+def slots_spec(slots: Sequence[int]) -> CPULoadStoreSpec:
+    """Point at slots that are read."""
+    return CPULoadStoreSpec(np.array(slots, dtype=np.int32))
+
+
+def write_spec(write: Write) -> CPULoadStoreSpec:
+    """Point at slots that are written."""
+    return CPULoadStoreSpec(np.array(write.slots, dtype=np.int32), np.array(write.generations, dtype=np.int64))
+
+
+class Primary:
+    """Plain manager calls over one block table.
+
+    Two kinds of callers complete what they began. *Owned* calls (``begin_...``, ``finish_...``) carry what was handed
+    out, so they can only give back their own. *Paired* calls (``prepare_...``, then ``complete_load`` or
+    ``claim_store``) name keys: of these only what a paired call handed out and is still outstanding is completed.
+
+    Args:
+        table: the blocks.
+        store_threshold: a block is stored from this offer on; 1 stores it at once.
+        tracked_offers: how many blocks' offers are remembered where the threshold is above 1.
+        block_size: tokens per block, for events; 0 where it is not known.
+
+    Attributes:
+        table: the blocks.
+        recording: whether events are kept for :meth:`take_events`.
+    """
+
+    def __init__(
+        self,
+        table: BlockTable,
+        *,
+        store_threshold: int = 1,
+        tracked_offers: int = 64_000,
+        block_size: int = 0,
+    ) -> None:
+        if store_threshold < 1:
+            raise InvalidArgument(f"a block is stored from its first offer on, or later: threshold {store_threshold}")
+        self.table = table
+        self.recording = False
+        self._block_size = block_size
+        self._offers = OfferCounts(store_threshold, tracked_offers)
+        self._paired_readers = [0] * table.n_slots
+        self._paired_generation = [0] * table.n_slots
+        self._events: list[OffloadingEvent] = []
+        self._stored = 0
+        self._deferred = 0
+        self._refused = 0
+
+    # ---- advice
+
+    def lookup(self, keys: Sequence[OffloadKey]) -> int:
+        """The length of the ready prefix. Nothing is touched."""
+        return self.table.prefix(keys)
+
+    def touch(self, keys: Sequence[OffloadKey]) -> None:
+        """Note that these blocks were asked for. Those that are not ready are ignored."""
+        self.table.touch(keys)
+
+    # ---- paired calls
+
+    def prepare_load(self, keys: Sequence[OffloadKey]) -> CPULoadStoreSpec:
+        """Pin all of these blocks until :meth:`complete_load`.
+
+        Raises:
+            InvalidArgument: a key is malformed or appears twice; nothing was pinned.
+            BlocksUnavailable: a block is not ready; nothing was pinned.
+        """
+        keys = checked_keys(keys)
+        try:
+            slots = self.table.pin(keys)
+        except KeyError as missing:
+            raise self.unavailable(keys) from missing
+        for slot in slots:
+            self._paired_readers[slot] += 1
+        return slots_spec(slots)
+
+    def complete_load(self, keys: Sequence[OffloadKey]) -> None:
+        """Unpin what :meth:`prepare_load` pinned, once per call of it."""
+        readers = self._paired_readers
+        done = []
+        for _, slot in self._holders(keys, self.table.ready):
+            if readers[slot]:
+                readers[slot] -= 1
+                done.append(slot)
+        self.table.unpin(done)
+
+    def prepare_store(self, keys: Sequence[OffloadKey]) -> PrepareStoreOutput | None:
+        """Hand out slots for those blocks that are absent and were offered often enough: for all or for none.
+
+        Returns:
+            What to write where; None where there is no room for all of it, and then nothing has changed.
+
+        Raises:
+            InvalidArgument: a key is malformed or appears twice; nothing has changed.
+        """
+        write = self.begin_store(self.offer(keys), keep=keys)
+        if write is None:
+            return None
+        for slot, generation in zip(write.slots, write.generations, strict=True):
+            self._paired_generation[slot] = generation
+        return PrepareStoreOutput(write.keys, write_spec(write), write.evicted)
+
+    def claim_store(self, keys: Sequence[OffloadKey], spec: CPULoadStoreSpec | None = None) -> Write:
+        """Take over, for :meth:`finish_store`, those writes of these blocks that :meth:`prepare_store` handed out.
+
+        Args:
+            keys: the blocks. What is not, or no longer, being written on behalf of a paired call is left out.
+            spec: the ``store_spec`` of that call, one slot per key: claims the very writes that it stands for, and
+                none that another call has begun for the same keys since.
+
+        Raises:
+            InvalidArgument: the spec has not one slot per key; nothing was claimed.
+        """
+        generations = self._paired_generation
+        claims = [(key, slot, generations[slot]) for key, slot in self._holders(keys, self.table.writing)]
+        if spec is not None:
+            if len(spec) != len(keys):
+                raise InvalidArgument(f"{len(keys)} keys cannot be completed by a spec of {len(spec)} slots")
+            meant = set(zip(keys, spec.block_ids.tolist(), spec.generations.tolist(), strict=True))
+            claims = [claim for claim in claims if claim in meant]
+        claims = [claim for claim in claims if claim[2]]
+        for _, slot, _ in claims:
+            generations[slot] = 0
+        mine, slots, of_slots = zip(*claims, strict=True) if claims else ((), (), ())
+        return Write(mine, slots, of_slots)
+
+    # ---- owned calls
+
+    def begin_load(self, keys: Sequence[OffloadKey]) -> Pins:
+        """Pin the ready prefix, which may be empty.
+
+        Raises:
+            InvalidArgument: a key is malformed or appears twice; nothing was pinned.
+        """
+        keys = checked_keys(keys)
+        secured = keys[: self.table.prefix(keys)]
+        return Pins(secured, self.table.pin(secured))
+
+    def finish_load(self, pins: Pins) -> None:
+        """Unpin what :meth:`begin_load` pinned."""
+        self.table.unpin(pins.slots)
+
+    def offer(self, keys: Sequence[OffloadKey]) -> Sequence[OffloadKey]:
+        """Count an offer of those of these blocks that are absent; returns the keys without those offered too rarely.
+
+        Raises:
+            InvalidArgument: a key is malformed or appears twice; nothing was counted.
+        """
+        if self._offers.threshold == 1:
+            return keys
+        absent = self.table.absent(checked_keys(keys))
+        wanted = self._offers.admit(absent)
+        self._deferred += len(absent) - len(wanted)
+        return wanted
+
+    def begin_store(self, keys: Sequence[OffloadKey], *, keep: Sequence[OffloadKey] = ()) -> Write | None:
+        """Hand out slots for those of the blocks that are absent; see :meth:`BlockTable.begin_write`."""
+        write = self.table.begin_write(keys, keep=() if keep is keys else keep)
+        if write is None:
+            self._refused += 1
+        elif write.evicted:
+            self._record(write.evicted, removed=True)
+        return write
+
+    def finish_store(self, write: Write, ok: bool | Sequence[bool] = True) -> list[OffloadKey]:
+        """The writing of these blocks has ended; see :meth:`BlockTable.end_write`."""
+        arrived = self.table.end_write(write, ok)
+        self._stored += len(arrived)
+        if arrived:
+            self._record(arrived, removed=False)
+        return arrived
+
+    # ---- the whole
+
+    def reset(self) -> list[OffloadKey]:
+        """Void every block; see :meth:`BlockTable.reset`. Returns the blocks that were ready until now."""
+        left = self.table.reset()
+        if left:
+            self._record(left, removed=True)
+        return left
+
+    def take_events(self) -> list[OffloadingEvent]:
+        """What has appeared and left since the last call, in order. Empty unless ``recording``."""
+        events, self._events = self._events, []
+        return events
+
+    def stats(self) -> PrimaryStats:
+        """The table's numbers and this object's counters."""
+        table = self.table
+        return PrimaryStats(
+            slots=table.n_slots,
+            ready=len(table.ready),
+            pinned=table.pinned,
+            writing=len(table.writing),
+            doomed=len(table.doomed),
+            quarantined=table.quarantined,
+            free=table.free,
+            stored=self._stored,
+            evicted=table.evicted,
+            lost=table.lost,
+            deferred=self._deferred,
+            refused=self._refused,
+        )
+
+    def unavailable(self, keys: Sequence[OffloadKey]) -> BlocksUnavailable:
+        """The error that says that not all of these blocks are ready, and how many of the leading ones are."""
+        prefix = self.table.prefix(keys)
+        return BlocksUnavailable(
+            f"block {prefix} of {len(keys)}, key {keys[prefix].hex()}, is not in the primary tier: "
+            f"load the first {prefix}, or bring the rest in before",
+            ready_prefix=prefix,
+        )
+
+    def _holders(self, keys: Sequence[OffloadKey], state: dict[OffloadKey, int]) -> Iterator[tuple[OffloadKey, int]]:
+        """Those of the keys that are in this state, or were when a reset doomed them, with their slots."""
+        doomed = self.table.doomed
+        for key in keys:
+            slot = state.get(key)
+            if slot is None:
+                slot = doomed.get(key)
+            if slot is not None:
+                yield key, slot
+
+    def _record(self, keys: Sequence[OffloadKey], *, removed: bool) -> None:
+        if self.recording:
+            self._events.append(OffloadingEvent(keys, self._block_size, CPULoadStoreSpec.medium(), removed))

@@ -1,0 +1,278 @@
+"""Tickets: who waits for which key, and how long the prefix is that each of them can have.
+
+A *ticket* is one caller's interest in a list of keys; a *fetch* is one key that somebody wants and that is not ready.
+Tickets share fetches. Nothing here decides where a block comes from: the planner does, and tells the tickets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum, auto
+
+from asyncoffload.core.ops import Op
+from asyncoffload.keys import OffloadKey
+from asyncoffload.types import Priority, Status
+
+NO_SLOT = -1
+PRIMARY = -1
+
+
+class Mode(Enum):
+    """What a ticket asks for."""
+
+    LOOK = auto()
+    """How long is the prefix that some tier holds? Moves and pins nothing."""
+    HOLD = auto()
+    """Make the prefix ready and keep it pinned until the ticket is closed."""
+
+
+class FetchState(Enum):
+    """Where a wanted key stands on its way to the primary."""
+
+    PROBING = auto()
+    FOUND = auto()
+    QUEUED = auto()
+    PROMOTING = auto()
+    STORING = auto()
+    MISSED = auto()
+
+
+ON_ITS_WAY = frozenset({FetchState.FOUND, FetchState.QUEUED, FetchState.PROMOTING, FetchState.STORING})
+
+
+class Fetch:
+    """One key that is wanted and not ready.
+
+    Attributes:
+        tier: the tier being asked, or the one that has the block.
+        refused: bit per tier that answered no.
+        cause: why the block could not be had, once a tier refused it.
+        op: the running promotion.
+        line: the priority under which it was last queued.
+        dropped: the running promotion was told that nobody wants the key, so it may come back cancelled.
+        waiters: the tickets that want the key, and its index in each.
+    """
+
+    __slots__ = ("cause", "dropped", "key", "line", "op", "refused", "state", "tier", "waiters")
+
+    def __init__(self, key: OffloadKey) -> None:
+        self.key = key
+        self.state = FetchState.PROBING
+        self.tier = PRIMARY
+        self.refused = 0
+        self.cause = Status.MISSING
+        self.op: Op | None = None
+        self.line = Priority.HOUSEKEEPING
+        self.dropped = False
+        self.waiters: dict[Ticket, int] = {}
+
+    @property
+    def tiers(self) -> int:
+        """Bit per tier that somebody allows and that has not refused yet."""
+        allowed = 0
+        for ticket in self.waiters:
+            allowed |= ticket.tiers
+        return allowed & ~self.refused
+
+    @property
+    def priority(self) -> Priority:
+        """The most urgent of those who wait."""
+        return min((ticket.priority for ticket in self.waiters), default=Priority.HOUSEKEEPING)
+
+    @property
+    def deadline(self) -> float | None:
+        """The earliest deadline of those who wait."""
+        return min((t.deadline for t in self.waiters if t.deadline is not None), default=None)
+
+    def refuse(self, tier: int, cause: Status) -> None:
+        """Note that a tier could not give the block."""
+        self.refused |= 1 << tier
+        if cause is not Status.MISSING:
+            self.cause = cause
+
+    def __repr__(self) -> str:
+        return f"<Fetch {self.key.hex()[:12]} {self.state.name} tier={self.tier} waiters={len(self.waiters)}>"
+
+
+class Ticket:
+    """One caller's interest in a list of keys.
+
+    Attributes:
+        keys: the wanted keys; it may grow until the ticket is cut.
+        slots: the pinned slot of each key, NO_SLOT where none is pinned.
+        sources: per key the index of the tier it came from, PRIMARY where it was ready already.
+        pos: length of the prefix that is ready (HOLD) or known to exist (LOOK).
+        cut_at: where the prefix ends for good; None while it may still reach the end.
+        stopped_by: why it was cut.
+    """
+
+    __slots__ = (
+        "closed",
+        "cut_at",
+        "deadline",
+        "fetches",
+        "keys",
+        "mode",
+        "pos",
+        "priority",
+        "scan",
+        "slots",
+        "sources",
+        "stopped_by",
+        "tiers",
+    )
+
+    def __init__(self, mode: Mode, priority: Priority, tiers: int, deadline: float | None) -> None:
+        self.mode = mode
+        self.priority = priority
+        self.tiers = tiers
+        self.deadline = deadline
+        self.keys: list[OffloadKey] = []
+        self.slots: list[int] = []
+        self.sources: list[int] = []
+        self.fetches: list[Fetch | None] = []
+        self.pos = 0
+        self.scan = 0
+        self.cut_at: int | None = None
+        self.stopped_by: Status | None = None
+        self.closed = False
+
+    @property
+    def end(self) -> int:
+        """Where the prefix ends at the latest."""
+        return len(self.keys) if self.cut_at is None else self.cut_at
+
+    @property
+    def done(self) -> bool:
+        """Whether the prefix has reached its end."""
+        return self.pos >= self.end
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "done" if self.done else "waiting"
+        return f"<Ticket {self.mode.name} {self.pos}/{self.end} of {len(self.keys)} keys, {state}>"
+
+
+class TicketBook:
+    """All open tickets and the fetches that they share.
+
+    Every method changes the book and returns what the planner has to do about it; none of them calls up.
+    """
+
+    def __init__(self) -> None:
+        self.open: dict[Ticket, None] = {}
+        self.fetches: dict[OffloadKey, Fetch] = {}
+        self._woken: dict[Ticket, None] = {}
+
+    def join(self, ticket: Ticket, index: int) -> tuple[Fetch, bool]:
+        """Make a ticket wait for one of its keys; says whether the fetch is new.
+
+        A verdict that does not bind this ticket, because it allows a tier that was not asked, is taken over by a new
+        fetch: who was cut stays cut.
+        """
+        key = ticket.keys[index]
+        fetch = self.fetches.get(key)
+        revived = fetch is not None and fetch.state is FetchState.MISSED and bool(ticket.tiers & ~fetch.refused)
+        new = fetch is None or revived
+        if fetch is None or revived:
+            refused = 0 if fetch is None else fetch.refused
+            fetch = self.fetches[key] = Fetch(key)
+            fetch.refused = refused
+        fetch.waiters[ticket] = index
+        ticket.fetches[index] = fetch
+        return fetch, new
+
+    def cut(self, ticket: Ticket, at: int, cause: Status) -> tuple[list[int], list[Fetch]]:
+        """End a ticket's prefix at an index, unless it ends earlier already.
+
+        A missed key stays wanted by the ticket that it cut, so that the verdict lives as long as the ticket.
+
+        Returns:
+            The slots to unpin and the fetches that nobody waits for any more.
+        """
+        if at >= ticket.end and ticket.cut_at is not None:
+            return [], []
+        ticket.cut_at, ticket.stopped_by = at, cause
+        frontier = ticket.fetches[at] if at < len(ticket.fetches) else None
+        keep = at + 1 if frontier is not None and frontier.state is FetchState.MISSED else at
+        effects = self._let_go(ticket, keep)
+        ticket.scan, ticket.pos = min(ticket.scan, at), min(ticket.pos, at)
+        self.wake(ticket)
+        return effects
+
+    def close(self, ticket: Ticket) -> tuple[list[int], list[Fetch]]:
+        """Forget a ticket; returns the slots to unpin and the fetches that nobody waits for any more."""
+        ticket.closed = True
+        self.open.pop(ticket, None)
+        self._woken.pop(ticket, None)
+        return self._let_go(ticket, 0)
+
+    def _let_go(self, ticket: Ticket, start: int) -> tuple[list[int], list[Fetch]]:
+        slots = [slot for slot in ticket.slots[start:] if slot != NO_SLOT]
+        orphans = []
+        for fetch in ticket.fetches[start:]:
+            if fetch is not None:
+                del fetch.waiters[ticket]
+                if not fetch.waiters:
+                    orphans.append(fetch)
+        del ticket.keys[start:], ticket.slots[start:], ticket.sources[start:], ticket.fetches[start:]
+        return slots, orphans
+
+    def advance(self, ticket: Ticket) -> list[Fetch]:
+        """Move a ticket's prefix forward; returns found fetches that are now in reach and want promotion."""
+        found = []
+        end, fetches = ticket.end, ticket.fetches
+        scan = ticket.scan
+        while scan < end:
+            fetch = fetches[scan]
+            if fetch is not None:
+                if fetch.state not in ON_ITS_WAY:
+                    break
+                if fetch.state is FetchState.FOUND and ticket.mode is Mode.HOLD:
+                    found.append(fetch)
+            scan += 1
+        ticket.scan = scan
+        before = ticket.pos
+        if ticket.mode is Mode.LOOK:
+            ticket.pos = scan
+        else:
+            while ticket.pos < end and ticket.slots[ticket.pos] != NO_SLOT:
+                ticket.pos += 1
+        if ticket.pos != before:
+            self.wake(ticket)
+        return found
+
+    def land(self, ticket: Ticket, index: int, slot: int, source: int) -> None:
+        """A key of the ticket became ready, in a slot that is pinned for it (HOLD) or not (NO_SLOT)."""
+        ticket.fetches[index] = None
+        ticket.slots[index] = slot
+        ticket.sources[index] = source
+
+    def forget(self, fetch: Fetch) -> None:
+        """Drop a fetch, unless its key is wanted anew by another one."""
+        if self.fetches.get(fetch.key) is fetch:
+            del self.fetches[fetch.key]
+
+    def is_current(self, fetch: Fetch) -> bool:
+        """Whether the fetch still stands for its key."""
+        return self.fetches.get(fetch.key) is fetch
+
+    def wake(self, ticket: Ticket) -> None:
+        """Note that a ticket moved."""
+        if not ticket.closed:
+            self._woken[ticket] = None
+
+    def take_woken(self) -> list[Ticket]:
+        """The tickets that moved since the last call."""
+        woken = list(self._woken)
+        self._woken.clear()
+        return woken
+
+
+def by_ticket(fetches: Iterable[Fetch], mode: Mode) -> dict[Ticket, list[Fetch]]:
+    """The waiting tickets of one mode, each with those of the fetches that it waits for."""
+    groups: dict[Ticket, list[Fetch]] = {}
+    for fetch in fetches:
+        for ticket in fetch.waiters:
+            if ticket.mode is mode:
+                groups.setdefault(ticket, []).append(fetch)
+    return groups

@@ -1,0 +1,329 @@
+"""The manager of the primary tier alone: blocks in host memory, nothing behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import ParamSpec, Protocol, TypeVar
+
+from asyncoffload.aio.mailbox import Mailbox
+from asyncoffload.core.block_table import BlockTable, Write
+from asyncoffload.core.policies import LRU, EvictionPolicy
+from asyncoffload.core.primary import Primary, PrimaryStats, slots_spec, write_spec
+from asyncoffload.errors import CapacityError, ClosedError, InternalError, OffloadError, WrongLoopError
+from asyncoffload.keys import OffloadKey, checked_keys
+from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY, OffloadingManager
+from asyncoffload.managers.events import EventHub, EventSubscription
+from asyncoffload.managers.leases import Lease, LoadLease, StoreLease
+from asyncoffload.managers.room import RoomQueue
+from asyncoffload.types import ANONYMOUS, CPULoadStoreSpec, OffloadingEvent, PrepareStoreOutput, RequestContext
+
+P = ParamSpec("P")
+R = TypeVar("R")
+L = TypeVar("L", bound=Lease)
+
+BYTES = frozenset({bytes})
+
+
+class SlotMemory(Protocol):
+    """The memory behind the slots, as far as a manager has to know it; ``HostRegion`` is one."""
+
+    def is_held(self, slot: int) -> bool:
+        """Whether a transfer uses the slot."""
+
+    def take_released(self) -> list[int]:
+        """The slots that no transfer uses any more since the last call."""
+
+    def on_release(self, notify: Callable[[], None]) -> None:
+        """Call ``notify``, on any thread, after a slot that was reported as held has been released."""
+
+
+class CPUOffloadingManager(OffloadingManager):
+    """Blocks in the slots of host memory.
+
+    Plain, synchronous bookkeeping (:class:`~asyncoffload.core.primary.Primary`) does the work, one uninterrupted
+    stretch per call; this class adds what needs a loop: leases, waiting for room, events.
+
+    A manager with tiers behind the primary extends it by overriding :meth:`_store_began`, :meth:`_store_ended` and
+    :meth:`_after_change`, and runs its own bookkeeping through :meth:`_plan`.
+
+    Args:
+        n_slots: how many blocks fit.
+        policy: who is evicted; least recently used by default. Belongs to this manager from now on.
+        memory: the memory of the slots. With it, a slot is not handed out while a transfer still uses it.
+        store_threshold: a block is stored from this offer on.
+        block_size: tokens per block, for events.
+        n_tiers: how many tiers are behind the primary.
+        clock: seconds; the clock of the deadlines.
+    """
+
+    def __init__(
+        self,
+        n_slots: int,
+        *,
+        policy: EvictionPolicy | None = None,
+        memory: SlotMemory | None = None,
+        store_threshold: int = 1,
+        block_size: int = 0,
+        n_tiers: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        table = BlockTable(n_slots, policy or LRU(), n_tiers=n_tiers, is_held=memory.is_held if memory else None)
+        self._primary = Primary(table, store_threshold=store_threshold, block_size=block_size)
+        self._memory = memory
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._failure: Exception | None = None
+        self._room = RoomQueue()
+        self._hub = EventHub()
+        self._taken: EventSubscription | None = None
+
+    # ---- paired calls
+
+    async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> int:  # noqa: ARG002
+        self._check_open()
+        return self._plan(self._primary.lookup, _batch(keys))
+
+    async def touch(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> None:  # noqa: ARG002
+        self._check_open()
+        self._plan(self._primary.touch, _batch(keys))
+
+    async def prepare_load(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> CPULoadStoreSpec:  # noqa: ARG002
+        self._check_open()
+        return self._plan(self._primary.prepare_load, _batch(keys))
+
+    async def complete_load(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> None:  # noqa: ARG002
+        self._plan(self._primary.complete_load, _batch(keys))
+
+    async def prepare_store(
+        self,
+        keys: Sequence[OffloadKey],
+        ctx: RequestContext = ANONYMOUS,  # noqa: ARG002
+    ) -> PrepareStoreOutput | None:
+        self._check_open()
+        return self._plan(self._prepare_store, _batch(keys))
+
+    async def complete_store(
+        self,
+        keys: Sequence[OffloadKey],
+        success: bool = True,
+        ctx: RequestContext = ANONYMOUS,  # noqa: ARG002
+        *,
+        spec: CPULoadStoreSpec | None = None,
+    ) -> None:
+        self._plan(self._complete_store, _batch(keys), success, spec)
+
+    # ---- leases
+
+    @asynccontextmanager
+    async def loading(
+        self,
+        keys: Sequence[OffloadKey],
+        ctx: RequestContext = ANONYMOUS,  # noqa: ARG002
+        *,
+        streaming: bool = False,  # noqa: ARG002
+    ) -> AsyncIterator[LoadLease]:
+        self._check_open()
+        pins = self._plan(self._primary.begin_load, _batch(keys))
+        with self._held(
+            LoadLease(pins.keys, slots_spec(pins.slots)), lambda _: self._primary.finish_load(pins)
+        ) as lease:
+            yield lease
+
+    @asynccontextmanager
+    async def storing(
+        self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS, *, wait: bool = False
+    ) -> AsyncIterator[StoreLease]:
+        self._check_open()
+        keys = _batch(keys)
+        wanted = self._plan(self._primary.offer, keys)
+        write = None if wait and self._must_queue(wanted) else self._plan(self._begin_store, wanted, keys)
+        if write is None:
+            self._check_room_can_come(wanted, keys, wait=wait)
+            write = await self._wait_for_room(wanted, keys, ctx)
+        lease = StoreLease(write.keys, write_spec(write), write.evicted)
+        with self._held(lease, lambda ok: self._finish_store(write, ok)) as lease:
+            yield lease
+
+    # ---- the whole
+
+    async def take_events(self) -> Sequence[OffloadingEvent]:
+        if self._taken is None:
+            self._taken = self.events()
+        return self._taken.take()
+
+    def events(self, capacity: int = DEFAULT_EVENT_CAPACITY) -> EventSubscription:
+        subscription = self._hub.subscribe(capacity)
+        self._primary.recording = True
+        if self._closed:
+            subscription.close()
+        return subscription
+
+    def stats(self) -> PrimaryStats:
+        return self._primary.stats()
+
+    async def reset(self) -> None:
+        self._check_open()
+        self._plan(self._primary.reset)
+
+    async def aclose(
+        self,
+        *,
+        drain: bool = True,  # noqa: ARG002
+        drain_timeout: float = 10.0,  # noqa: ARG002
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> None:
+        if self._closed:
+            return
+        self._own_loop()
+        self._closed = True
+        self._room.fail(self._closed_error)
+        self._hub.close()
+
+    # ---- for managers that extend this one
+
+    def _plan(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a piece of plain bookkeeping, then what every change entails, in one stretch.
+
+        An exception that is not one of ours on purpose means that the bookkeeping is broken: who waits, and every
+        later call, gets ``InternalError``.
+        """
+        self._own_loop()
+        if self._failure is not None:
+            raise self._internal_error() from self._failure
+        try:
+            if self._memory is not None:
+                self._primary.table.release(self._memory.take_released())
+            result = call(*args, **kwargs)
+            self._after_change()
+        except OffloadError:
+            raise
+        except Exception as error:
+            self._fail(error)
+            raise self._internal_error() from error
+        return result
+
+    def _after_change(self) -> None:
+        """The state may have changed: announce it, and call up who waits for room."""
+        if self._primary.recording:
+            self._hub.publish(self._primary.take_events())
+        self._call_up()
+
+    def _store_began(self, keys: Sequence[OffloadKey]) -> None:
+        """Slots were handed out to write these blocks from the device."""
+
+    def _store_ended(self, keys: Sequence[OffloadKey]) -> None:
+        """The writing of these blocks from the device has ended; those that arrived are ready now."""
+
+    def _fail(self, error: Exception) -> None:
+        """The bookkeeping is broken: nobody may wait for it any longer."""
+        self._failure = error
+        self._room.fail(self._internal_error)
+
+    @contextmanager
+    def _held(self, lease: L, finish: Callable[[bool], None]) -> Iterator[L]:
+        """Give out a lease; end it, and call ``finish`` with whether the block was left normally."""
+        try:
+            yield lease
+        except BaseException:
+            lease.end()
+            with suppress(InternalError):  # the exception that ended the block is the one to see
+                self._plan(finish, False)
+            raise
+        lease.end()
+        self._plan(finish, True)
+
+    # ---- inside
+
+    def _prepare_store(self, keys: Sequence[OffloadKey]) -> PrepareStoreOutput | None:
+        output = self._primary.prepare_store(keys)
+        if output is not None:
+            self._store_began(output.keys_to_store)
+        return output
+
+    def _complete_store(self, keys: Sequence[OffloadKey], success: bool, spec: CPULoadStoreSpec | None) -> None:
+        self._finish_store(self._primary.claim_store(keys, spec), success)
+
+    def _begin_store(self, wanted: Sequence[OffloadKey], keys: Sequence[OffloadKey]) -> Write | None:
+        write = self._primary.begin_store(wanted, keep=keys)
+        if write is not None:
+            self._store_began(write.keys)
+        return write
+
+    def _finish_store(self, write: Write, ok: bool) -> None:
+        self._primary.finish_store(write, ok)
+        self._store_ended(write.keys)
+
+    def _must_queue(self, wanted: Sequence[OffloadKey]) -> bool:
+        return len(self._room) > 0 and len(self._primary.table.absent(wanted)) > 0
+
+    def _check_room_can_come(self, wanted: Sequence[OffloadKey], keys: Sequence[OffloadKey], *, wait: bool) -> None:
+        table = self._primary.table
+        together = len(keys) - len(table.absent(keys)) + len(table.absent(wanted))
+        if together > table.n_slots:
+            raise CapacityError(
+                f"{together} blocks can never be in a primary tier of {table.n_slots} slots together: "
+                "store fewer at a time"
+            )
+        if not wait:
+            raise CapacityError(f"no room for {len(table.absent(wanted))} blocks in {table!r}: wait=True waits for it")
+
+    async def _wait_for_room(
+        self, wanted: Sequence[OffloadKey], keys: Sequence[OffloadKey], ctx: RequestContext
+    ) -> Write:
+        waiter = self._room.join(wanted)
+        try:
+            async with asyncio.timeout(None if ctx.deadline is None else ctx.deadline - self._clock()):
+                while True:
+                    await waiter.turn()
+                    write = self._plan(self._begin_store, wanted, keys)
+                    if write is not None:
+                        return write
+        except TimeoutError:
+            raise CapacityError(f"no room for {len(wanted)} blocks before the deadline in {self!r}") from None
+        finally:
+            self._room.leave(waiter)
+            self._call_up()
+
+    def _call_up(self) -> None:
+        first, table = self._room.first, self._primary.table
+        if first is not None and len(table.absent(first.keys)) <= table.available:
+            first.call_up()
+
+    def _own_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            return
+        if self._loop is not None:
+            raise WrongLoopError(f"{self!r} belongs to the event loop of its first call: make one manager per loop")
+        self._loop = loop
+        if self._memory is not None:
+            releases: Mailbox[None] = Mailbox(self._slots_released, loop)
+            self._memory.on_release(lambda: releases.post(None))
+
+    def _slots_released(self, _: list[None]) -> None:
+        with suppress(InternalError):  # whoever waits has been told
+            self._plan(lambda: None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._closed_error()
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"{self!r} takes no new work")
+
+    def _internal_error(self) -> InternalError:
+        return InternalError(f"the bookkeeping of the primary tier is broken, please report it: {self._failure!r}")
+
+    def __repr__(self) -> str:
+        state = "broken" if self._failure is not None else "closed" if self._closed else "open"
+        return f"<{type(self).__name__} {state}: {len(self._room)} waiting for room, {self._primary.table!r}>"
+
+
+def _batch(keys: Sequence[OffloadKey]) -> Sequence[OffloadKey]:
+    """The keys as a sequence of ``bytes``; what else is wrong with them is for the calls that hold blocks to find."""
+    batch = keys if isinstance(keys, (list, tuple)) else tuple(keys)
+    return batch if set(map(type, batch)) <= BYTES else checked_keys(batch)

@@ -1,0 +1,197 @@
+"""Host memory in slots, and who is using each of them.
+
+A slot may be given back by the table that hands it out while a thread or a DMA engine still writes into it. So
+whoever moves bytes *holds* the slots meanwhile, and the table keeps a freed slot in quarantine until its last holder
+has let go. Region and table do not know each other: the conductor asks :meth:`HostRegion.is_held` and carries
+:meth:`HostRegion.take_released` over.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Final
+
+import numpy as np
+import torch
+
+from asyncoffload.errors import CapacityError, ClosedError, InvalidArgument
+from asyncoffload.types import Int32s
+
+_log = logging.getLogger(__name__)
+
+_mapped_for_good: Final[list[mmap.mmap]] = []
+"""Memory of regions that were closed under a holder: a late write must not hit somebody else's memory."""
+
+
+class SlotHold:
+    """One holder of some slots: entering takes them, leaving lets go. May be left on another thread; not reusable."""
+
+    def __init__(self, region: HostRegion, slots: Int32s) -> None:
+        self._region = region
+        self._slots = slots
+        self._entered = False
+
+    def __enter__(self) -> None:
+        if self._entered:
+            raise InvalidArgument("a hold is entered once: ask the region for a new one")
+        self._region._take(self._slots)
+        self._entered = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._region._let_go(self._slots)
+
+    def __repr__(self) -> str:
+        return f"SlotHold({self._slots.tolist()})"
+
+
+class HostRegion:
+    """Page-aligned, zeroed, private host memory of ``n_slots`` slots of ``slot_bytes`` bytes.
+
+    Holding, asking and letting go may happen on any thread. Memory that was never written costs address space only.
+
+    Args:
+        n_slots: number of slots, at least 1.
+        slot_bytes: bytes of one slot, at least 1.
+
+    Raises:
+        InvalidArgument: a size is not positive.
+        CapacityError: the memory cannot be had.
+    """
+
+    def __init__(self, n_slots: int, slot_bytes: int) -> None:
+        if n_slots <= 0 or slot_bytes <= 0:
+            raise InvalidArgument(f"a region needs at least one slot of one byte, got {n_slots} x {slot_bytes} bytes")
+        self.n_slots = n_slots
+        self.slot_bytes = slot_bytes
+        self._memory: mmap.mmap | None = _anonymous(n_slots * slot_bytes)
+        self._lock = threading.Lock()
+        self._holders = np.zeros(n_slots, dtype=np.int32)
+        self._released: set[int] = set()
+        self._asked: set[int] = set()
+        self._notify: Callable[[], None] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole region."""
+        return self.n_slots * self.slot_bytes
+
+    @property
+    def view(self) -> memoryview:
+        """The memory as a writable memoryview of format ``B`` and shape ``(n_slots, slot_bytes)``, not a copy.
+
+        Raises:
+            ClosedError: the region was closed.
+        """
+        return memoryview(self._open_memory()).cast("B", (self.n_slots, self.slot_bytes))
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The memory as a uint8 tensor of shape ``(n_slots, slot_bytes)``, not a copy.
+
+        Raises:
+            ClosedError: the region was closed.
+        """
+        return torch.frombuffer(self._open_memory(), dtype=torch.uint8, count=self.nbytes).view(
+            self.n_slots, self.slot_bytes
+        )
+
+    def slot(self, index: int) -> memoryview:
+        """One slot as a flat, writable memoryview of ``slot_bytes`` bytes.
+
+        Raises:
+            InvalidArgument: there is no such slot.
+            ClosedError: the region was closed.
+        """
+        if not 0 <= index < self.n_slots:
+            raise InvalidArgument(f"slot {index} is not one of the region's {self.n_slots} slots")
+        return memoryview(self._open_memory())[index * self.slot_bytes : (index + 1) * self.slot_bytes]
+
+    def hold(self, slots: Sequence[int] | Int32s) -> SlotHold:
+        """A context manager that counts as a holder of each of the slots while it is entered.
+
+        Raises:
+            InvalidArgument: there is no such slot.
+            ClosedError: on entering, when the region was closed.
+        """
+        wanted = np.unique(np.asarray(slots, dtype=np.int32))
+        if wanted.size and (wanted[0] < 0 or wanted[-1] >= self.n_slots):
+            wrong = int(wanted[0] if wanted[0] < 0 else wanted[-1])
+            raise InvalidArgument(f"slot {wrong} is not one of the region's {self.n_slots} slots")
+        return SlotHold(self, wanted)
+
+    def is_held(self, slot: int) -> bool:
+        """Whether somebody holds the slot. Who is told True will hear of its release through :meth:`on_release`."""
+        with self._lock:
+            held = bool(self._holders[slot])
+            if held:
+                self._asked.add(slot)
+            return held
+
+    def take_released(self) -> list[int]:
+        """The slots whose last holder let go since the last call and that nobody has held again since."""
+        with self._lock:
+            released = list(self._released)
+            self._released.clear()
+            return released
+
+    def on_release(self, notify: Callable[[], None]) -> None:
+        """Call ``notify`` after a slot that was reported as held has lost its last holder.
+
+        It runs on the thread that let go, possibly a thread of a copy engine: it must not block and must not raise.
+        """
+        self._notify = notify
+
+    def close(self) -> None:
+        """Give the memory back once nobody looks at it any more. Idempotent.
+
+        A region with holders stays mapped for good, with a warning; views that are still referenced keep it mapped
+        until they are dropped. Nothing can be held or viewed afterwards.
+        """
+        with self._lock:
+            memory, self._memory = self._memory, None
+            held = int(np.count_nonzero(self._holders))
+            if memory is None or not held:
+                return
+            _mapped_for_good.append(memory)
+        _log.warning("%d slots are still in use: the region's %d bytes stay mapped", held, self.nbytes)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._memory is None else f"{np.count_nonzero(self._holders)} held"
+        return f"HostRegion({self.n_slots} slots x {self.slot_bytes} bytes, {state})"
+
+    def _open_memory(self) -> mmap.mmap:
+        memory = self._memory
+        if memory is None:
+            raise ClosedError(f"{self!r} was closed: its memory is gone")
+        return memory
+
+    def _take(self, slots: Int32s) -> None:
+        with self._lock:
+            self._open_memory()
+            self._holders[slots] += 1
+            # A slot that is held again must not leave its quarantine on an older release.
+            if self._released:
+                self._released.difference_update(slots.tolist())
+
+    def _let_go(self, slots: Int32s) -> None:
+        with self._lock:
+            self._holders[slots] -= 1
+            idle = slots[self._holders[slots] == 0].tolist()
+            self._released.update(idle)
+            awaited = not self._asked.isdisjoint(idle)
+            self._asked.difference_update(idle)
+        if awaited and self._notify is not None:
+            self._notify()
+
+
+def _anonymous(nbytes: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, ValueError) as error:
+        raise CapacityError(f"no {nbytes} bytes of host memory to be had ({error}): ask for fewer slots") from error

@@ -1,0 +1,54 @@
+"""What the calls of an offloader answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from asyncoffload.core.primary import PrimaryStats
+from asyncoffload.types import Status
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """How much of a prefix is in the device blocks now.
+
+    Attributes:
+        blocks: length of the loaded prefix, in offloaded blocks.
+        by_tier: how many of them came from where; ``"CPU"`` is the primary.
+        stopped_by: why the prefix ends before the last key; None when it does not.
+    """
+
+    blocks: int
+    by_tier: Mapping[str, int]
+    stopped_by: Status | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreResult:
+    """What became of blocks that were offered for storing.
+
+    Attributes:
+        stored: they are in the primary now.
+        present: they were there already, were being written by somebody else, or are kept out by the store threshold.
+        shed: there was no room for them before the deadline.
+    """
+
+    stored: int
+    present: int
+    shed: int
+
+
+@dataclass(frozen=True, slots=True)
+class OffloaderStats:
+    """The stack in numbers.
+
+    Attributes:
+        primary: the slots of host memory, in blocks.
+        tiers: per secondary tier its blocks by what became of them, and the tier's own counters.
+        slot_bytes: bytes of one slot.
+    """
+
+    primary: PrimaryStats
+    tiers: Mapping[str, Mapping[str, float]]
+    slot_bytes: int

@@ -1,0 +1,121 @@
+"""From settings and tensors to the parts of a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+
+from asyncoffload.config import FileSystemTierSettings, MemoryTierSettings, OffloaderSettings
+from asyncoffload.core.policies import POLICIES, EvictionPolicy
+from asyncoffload.errors import ConfigError
+from asyncoffload.memory.region import HostRegion
+from asyncoffload.tiers.base import SecondaryTierManager
+from asyncoffload.tiers.example import ExampleSecondaryTierManager
+from asyncoffload.tiers.fs.manager import FileSystemTierManager
+from asyncoffload.tiers.fs.sizing import auto_io_threads
+from asyncoffload.types import KVGroup, KVLayout
+
+PAGE_BYTES = 4096
+SMALL_BLOCK_BYTES = 8 * PAGE_BYTES
+
+KVCaches = Sequence[torch.Tensor] | Sequence[Sequence[torch.Tensor]]
+
+
+def grouped(kv_caches: KVCaches) -> list[list[torch.Tensor]]:
+    """The layer tensors by KV-cache group; a flat list is one group.
+
+    Raises:
+        ConfigError: there is no tensor.
+    """
+    if not kv_caches:
+        raise ConfigError("kv_caches is empty: pass the layer tensors (num_blocks, ...), or one list of them per group")
+    if isinstance(kv_caches[0], torch.Tensor):
+        return [list(cast("Sequence[torch.Tensor]", kv_caches))]
+    return [list(group) for group in cast("Sequence[Sequence[torch.Tensor]]", kv_caches)]
+
+
+def layout_of(settings: OffloaderSettings, groups: Sequence[Sequence[torch.Tensor]]) -> KVLayout:
+    """What the bytes of these tensors mean under these settings.
+
+    Raises:
+        ConfigError: a group is empty, or the block size differs from ``settings.block_bytes``.
+    """
+    if not all(groups):
+        raise ConfigError(f"a KV-cache group needs one layer tensor or more, got groups of {[len(g) for g in groups]}")
+    layout = KVLayout(
+        model=settings.model,
+        revision=settings.revision,
+        dtype=",".join(sorted({str(tensor.dtype).removeprefix("torch.") for group in groups for tensor in group})),
+        block_size=settings.block_size,
+        block_size_factor=settings.block_size_factor,
+        groups=tuple(KVGroup(tuple(tensor[0].nbytes for tensor in group)) for group in groups),
+        parallel=settings.parallel,
+        rank=settings.rank,
+    )
+    if settings.block_bytes is not None and settings.block_bytes != layout.block_bytes:
+        raise ConfigError(
+            f"block_bytes is {int(settings.block_bytes)}, but the tensors make blocks of {layout.block_bytes} bytes: "
+            "correct it, or leave it out"
+        )
+    return layout
+
+
+def region_for(settings: OffloaderSettings, layout: KVLayout) -> HostRegion:
+    """The primary's memory: as many slots as ``settings.host_bytes`` holds.
+
+    Slots of all but small blocks end on a page boundary, so that files can be read into them past the page cache.
+
+    Raises:
+        ConfigError: not even one block fits.
+        CapacityError: the memory cannot be had.
+    """
+    slot_bytes = layout.block_bytes
+    if slot_bytes >= SMALL_BLOCK_BYTES:
+        slot_bytes = -(-slot_bytes // PAGE_BYTES) * PAGE_BYTES
+    n_slots = settings.host_bytes // slot_bytes
+    if not n_slots:
+        raise ConfigError(
+            f"host_bytes is {int(settings.host_bytes)}, which does not hold one block of {slot_bytes} bytes: raise it"
+        )
+    return HostRegion(n_slots, slot_bytes)
+
+
+def policy_for(settings: OffloaderSettings) -> EvictionPolicy:
+    """A new eviction policy of the kind that the settings name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if settings.policy not in POLICIES:
+        raise ConfigError(f"policy {settings.policy!r} is unknown: choose one of {', '.join(POLICIES)}")
+    return POLICIES[settings.policy]()
+
+
+def tiers_for(settings: OffloaderSettings, layout: KVLayout, view: memoryview) -> list[SecondaryTierManager]:
+    """The secondary tiers that the settings name, over the primary's slots.
+
+    Raises:
+        ConfigError: what a tier says to its settings.
+    """
+    tiers: list[SecondaryTierManager] = []
+    for tier in settings.tiers:
+        match tier:
+            case FileSystemTierSettings():
+                threads = auto_io_threads(layout.block_bytes) if tier.io_threads == "auto" else tier.io_threads
+                tiers.append(
+                    FileSystemTierManager(
+                        layout,
+                        view,
+                        tier.name,
+                        tier.root_dir,
+                        threads,
+                        threads,
+                        max_queued_bytes=tier.max_queued_bytes,
+                        direct_io=tier.direct_io,
+                    )
+                )
+            case MemoryTierSettings():
+                tiers.append(ExampleSecondaryTierManager(layout, view, tier.name))
+    return tiers

@@ -1,0 +1,163 @@
+"""What a secondary tier promises: the whole contract between the managers and a place that keeps blocks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from asyncoffload.errors import InvalidArgument
+from asyncoffload.keys import OffloadKey, group_of
+from asyncoffload.types import (
+    ANONYMOUS,
+    JobResult,
+    KVLayout,
+    LookupResult,
+    OffloadingEvent,
+    Priority,
+    RequestContext,
+    TransferJob,
+)
+
+
+class SecondaryTierManager(ABC):
+    """A place behind the primary tier that keeps blocks: files, another host, an object store.
+
+    A tier moves blocks between itself and slots of the primary, which it was given as a writable memoryview of shape
+    ``(n_slots, slot_bytes)``. A block of group *g* is the first ``layout.group_bytes(g)`` bytes of its slot.
+
+    Three laws hold for every tier, and :class:`asyncoffload.testing.TierLaws` checks them:
+
+    * **What happened to a block is a value.** ``store`` and ``load`` answer one outcome per key, in the order of the
+      job. A block that is not there is MISSING, one whose bytes are not those that were stored is CORRUPT, any other
+      trouble is FAILED with its exception (an ``OSError`` as :class:`~asyncoffload.errors.TierIOError`, ``errno``
+      kept). One bad block never spoils the others. ``store`` and ``load`` raise only ``CancelledError``,
+      :class:`~asyncoffload.errors.ClosedError`, and what makes the whole tier unusable, such as
+      :class:`~asyncoffload.errors.ConfigError`.
+    * **The slots of a job belong to the tier until its coroutine ends, and not a moment longer.** ``store`` and
+      ``load`` return or raise, cancelled or not, only when nothing touches the job's slots any more. After a load
+      that did not end in DONE, the bytes of that slot are undefined.
+    * **A block appears whole or not at all**, and is visible to ``lookup`` at the latest when ``store`` returns.
+
+    One event loop uses a tier. Constructors need no running loop; whatever a tier needs (threads, connections,
+    directories) it sets up in :meth:`start`, which every other coroutine method calls by itself.
+
+    Attributes:
+        tier_type: the tier's name, and the medium of its events.
+    """
+
+    tier_type: str
+
+    async def start(self) -> None:
+        """Get ready to serve; idempotent. Calling it early only moves the moment at which errors show.
+
+        Raises:
+            ConfigError: a setting does not fit what the tier found.
+            TierUnavailable: the tier cannot be reached.
+            ClosedError: the tier was closed.
+        """
+        return
+
+    @abstractmethod
+    async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> Sequence[LookupResult]:
+        """HIT or MISS for each key, in order. It moves nothing and promises nothing about later.
+
+        Raises:
+            ClosedError: the tier was closed.
+        """
+
+    @abstractmethod
+    async def store(self, job: TransferJob) -> JobResult:
+        """Keep the blocks that lie in the job's slots.
+
+        A key that the tier has already is DONE. A key of ``job.unwanted`` may be skipped as CANCELLED; a tier that is
+        overloaded may refuse keys as SHED.
+
+        If cancelled: what has not begun never starts, what is under way ends, then ``CancelledError`` is raised.
+        Blocks that were stored by then stay.
+
+        Raises:
+            ClosedError: the tier was closed.
+            InvalidArgument: a slot or a group does not exist.
+        """
+
+    @abstractmethod
+    async def load(self, job: TransferJob) -> JobResult:
+        """Bring blocks into the job's slots, verified.
+
+        If cancelled: as :meth:`store`.
+
+        Raises:
+            ClosedError: the tier was closed.
+            InvalidArgument: a slot or a group does not exist.
+        """
+
+    def hint(self, key: OffloadKey) -> bool:  # noqa: ARG002 (the default knows nothing)
+        """Whether the tier believes, without looking, that it has a block. Any thread, no I/O; it may be wrong."""
+        return False
+
+    def hurry(self, job_id: int, priority: Priority) -> None:  # noqa: ARG002
+        """Somebody more urgent waits for a job under way; unknown ids are ignored."""
+        return
+
+    async def touch(self, keys: Sequence[OffloadKey]) -> None:  # noqa: ARG002
+        """The blocks were used elsewhere: a tier that evicts should keep them longer."""
+        return
+
+    def take_events(self) -> Sequence[OffloadingEvent]:
+        """Blocks that appeared or left since the last call; a block that left is reported, whatever the cause."""
+        return ()
+
+    def stats(self) -> Mapping[str, float]:
+        """Counters and gauges by name."""
+        return {}
+
+    async def drain(self) -> None:
+        """Return when no job that was submitted before the call is under way."""
+        return
+
+    @abstractmethod
+    async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:
+        """Take no new work, end what is under way, release what is held; idempotent.
+
+        Args:
+            drain: finish queued stores; otherwise drop them, with a result. Queued loads are always dropped.
+            drain_timeout: seconds after which queued stores are dropped all the same.
+            timeout: seconds to wait for work that is running; None: as long as it takes.
+
+        If cancelled: everything queued is dropped, running work is awaited, then ``CancelledError`` is raised.
+
+        Raises:
+            TierUnavailable: something still ran after ``timeout``, and may still touch its slots.
+        """
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.aclose(drain=False)
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose(drain=exc_type is None)
+
+
+def check_job(job: TransferJob, layout: KVLayout, n_slots: int) -> None:
+    """Make sure that the slots and groups of a job exist, before anything is moved.
+
+    Raises:
+        InvalidArgument: one does not.
+    """
+    for slot in job.slots:
+        if not 0 <= slot < n_slots:
+            raise InvalidArgument(f"slot {slot} does not exist: the primary has {n_slots} slots, counted from 0")
+    for key in job.keys:
+        if group_of(key) >= len(layout.groups):
+            raise InvalidArgument(
+                f"key {key.hex()} is of group {group_of(key)}: the layout has {len(layout.groups)} groups, "
+                "counted from 0"
+            )

@@ -1,0 +1,196 @@
+"""One block to a file and back: open, one vectored write or read, close.
+
+Everything here blocks and runs in an I/O thread. Each function makes a handful of system calls and passes over the
+bytes once, for the checksum; both let other threads run meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from asyncoffload.errors import CorruptBlockError
+from asyncoffload.keys import OffloadKey
+from asyncoffload.tiers.fs.format import CHECKSUM_AT, PAGE, BlockFormat, checksum, file_bytes, padding
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # the last one: opening a pipe must not hang
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+TEMPORARY = ".tmp"
+SET_ASIDE = ".bad"
+
+VectoredCall = Callable[[int, Sequence[memoryview], int], int]
+"""``os.preadv`` or ``os.pwritev``: a descriptor, buffers, an offset; returns the bytes moved."""
+
+
+class Pages(threading.local):
+    """Two page-aligned pages for each thread: a block's header, and the end of a payload that is not whole pages."""
+
+    def __init__(self) -> None:
+        both = memoryview(mmap.mmap(-1, 2 * PAGE))
+        self.header = both[:PAGE]
+        self.tail = both[PAGE:]
+
+
+class BlockFiles:
+    """Writes and reads block files of one format. Any thread.
+
+    Args:
+        block_format: says what a header must look like.
+        owner: names the temporary files of this process.
+        direct: move bytes between device and memory without the page cache. The payloads must then begin at page
+            boundaries of memory. A file system that refuses turns this off for good; see :attr:`direct`.
+        open_file, pwritev, preadv: the operating system's calls, or what is to stand in for them.
+    """
+
+    def __init__(
+        self,
+        block_format: BlockFormat,
+        owner: str,
+        *,
+        direct: bool = False,
+        open_file: Callable[[str, int, int], int] = os.open,
+        pwritev: VectoredCall = os.pwritev,
+        preadv: VectoredCall = os.preadv,
+    ) -> None:
+        self.direct = direct
+        self._format = block_format
+        self._suffix = f".{owner}{TEMPORARY}"
+        self._open_file = open_file
+        self._pwritev = pwritev
+        self._preadv = preadv
+        self._pages = Pages()
+
+    def write(self, path: str, key: OffloadKey, payload: memoryview) -> None:
+        """Make the block appear at ``path``, whole or not at all; one that stands there already is replaced.
+
+        The bytes are not synced to the device. After a loss of power a file may be torn, which its checksum shows.
+
+        Raises:
+            OSError: the operating system refused. Nothing is left behind, unless it refuses to clean up as well.
+        """
+        pages = self._pages
+        header = self._format.header(key, len(payload))
+        parts, tail = self._parts(payload)
+        if tail:
+            tail_bytes = len(payload) % PAGE
+            pages.tail[:tail_bytes] = payload[-tail_bytes:]
+            pages.tail[tail_bytes:] = bytes(PAGE - tail_bytes)
+        pages.header[:CHECKSUM_AT] = header
+        pages.header[CHECKSUM_AT:] = checksum(header, parts)
+        temporary = path + self._suffix
+        fd = self._create(temporary)
+        try:
+            try:
+                self._write_all(fd, [pages.header, *parts])
+            finally:
+                os.close(fd)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def read(self, path: str, key: OffloadKey, into: memoryview) -> None:
+        """Fill ``into`` with the payload of the block at ``path``. After an error its bytes are undefined.
+
+        A file that is not the whole, unchanged block of this key is set aside under another name.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CorruptBlockError: the file is not what was stored under this key.
+            OSError: the operating system refused.
+        """
+        fd = self._open(path, _READ)
+        try:
+            trouble = self._read_verified(fd, key, into)
+            if trouble:
+                _set_aside(path, fd)
+                raise CorruptBlockError(f"{path}: {trouble}", failed_keys=(key,))
+        finally:
+            os.close(fd)
+
+    def _read_verified(self, fd: int, key: OffloadKey, into: memoryview) -> str:
+        """Read the block; say what is wrong with it, or nothing."""
+        pages = self._pages
+        parts, tail = self._parts(into)
+        count = self._preadv(fd, [pages.header, *parts], 0)
+        if count != file_bytes(len(into)):
+            return f"the file ends after {count} bytes of {file_bytes(len(into))}"
+        header = self._format.header(key, len(into))
+        if pages.header[:CHECKSUM_AT] != header:
+            return self._format.difference(bytes(pages.header), key, len(into))
+        if pages.header[CHECKSUM_AT:] != checksum(header, parts):
+            return "the checksum does not match"
+        if tail:
+            tail_bytes = len(into) % PAGE
+            into[-tail_bytes:] = pages.tail[:tail_bytes]
+        return ""
+
+    def _parts(self, payload: memoryview) -> tuple[list[memoryview], bool]:
+        """The payload as whole pages, of which the last may be the thread's own; and whether it is."""
+        if not padding(len(payload)):
+            return [payload], False
+        whole = len(payload) // PAGE * PAGE
+        return ([payload[:whole], self._pages.tail] if whole else [self._pages.tail]), True
+
+    def _create(self, temporary: str) -> int:
+        try:
+            return self._open(temporary, _CREATE)
+        except FileNotFoundError:
+            _make_parents(temporary)
+        except FileExistsError:  # an earlier write of ours that could not clean up
+            os.unlink(temporary)
+        return self._open(temporary, _CREATE)
+
+    def _open(self, path: str, flags: int) -> int:
+        if self.direct:
+            try:
+                return self._open_file(path, flags | os.O_DIRECT, 0o600)
+            except OSError as refusal:
+                if refusal.errno != errno.EINVAL:
+                    raise
+                self.direct = False
+                if flags & os.O_CREAT:  # some file systems create the file before they refuse
+                    with suppress(FileNotFoundError):
+                        os.unlink(path)
+        return self._open_file(path, flags, 0o600)
+
+    def _write_all(self, fd: int, buffers: list[memoryview]) -> None:
+        total = sum(map(len, buffers))
+        done = self._pwritev(fd, buffers, 0)
+        while done < total:  # rare: asked for the rest, the operating system says what is in the way
+            buffers = _without_first(buffers, done - (total - sum(map(len, buffers))))
+            moved = self._pwritev(fd, buffers, done)
+            if not moved:
+                raise OSError(errno.EIO, f"the write stopped after {done} of {total} bytes")
+            done += moved
+
+
+def _without_first(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    rest = []
+    for buffer in buffers:
+        skipped = min(count, len(buffer))
+        count -= skipped
+        if skipped < len(buffer):
+            rest.append(buffer[skipped:])
+    return rest
+
+
+def _make_parents(path: str) -> None:
+    """Make the two directories of the fan-out above a file, and none above those: a root that is gone stays gone."""
+    second = os.path.dirname(path)
+    for directory in (os.path.dirname(second), second):
+        with suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+
+
+def _set_aside(path: str, fd: int) -> None:
+    """Rename a bad file out of the way, unless a good one has taken its place since it was opened."""
+    with suppress(OSError):  # whatever happens here, the block stays a miss
+        if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd)):
+            os.replace(path, path + SET_ASIDE)

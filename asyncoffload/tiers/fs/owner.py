@@ -1,0 +1,111 @@
+"""Who is writing: a locked file for each living process, and the temporary files of those that died.
+
+A temporary file carries its owner's name. The owner holds an exclusive ``flock`` on a file of that name for as long as
+it lives; the operating system lets go of it when the process ends, however it ends. So whoever can take the lock knows
+that the owner is dead, and that its temporary files are leftovers. Names are random and never used twice.
+
+Everything here blocks and runs in an I/O thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+from contextlib import suppress
+
+from asyncoffload.tiers.fs.blockfile import TEMPORARY
+
+OWNERS = "owners"
+_TEMPORARY = re.compile(rf".+\.([0-9a-f]{{16}}){re.escape(TEMPORARY)}")
+_LOCK_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def owner_of(file_name: str) -> str | None:
+    """The owner that a temporary file's name tells; None for other files."""
+    match = _TEMPORARY.fullmatch(file_name)
+    return match[1] if match else None
+
+
+class Owner:
+    """A living owner of temporary files in one directory.
+
+    Args:
+        directory: the directory of a layout and rank; it must exist.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._owners = os.path.join(directory, OWNERS)
+        with suppress(FileExistsError):
+            os.mkdir(self._owners, 0o700)
+        while True:
+            self.name = secrets.token_hex(8)
+            self._path = os.path.join(self._owners, self.name)
+            self._fd = os.open(self._path, _LOCK_FILE | os.O_CREAT | os.O_EXCL, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            # Between the two calls a neighbour may have found the file unlocked, and collected it as a dead owner's.
+            if os.fstat(self._fd).st_nlink:
+                break
+            os.close(self._fd)
+        os.write(self._fd, f"pid {os.getpid()}\n".encode())
+
+    def is_present(self) -> bool:
+        """Whether the file that says so is still there; when it is not, neighbours take this owner for dead."""
+        return self._fd >= 0 and os.fstat(self._fd).st_nlink > 0
+
+    def leave(self) -> None:
+        """Give the name up; idempotent. The caller has no temporary files any more."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        with suppress(OSError):
+            os.unlink(self._path)
+        os.close(fd)
+
+
+class Leftovers:
+    """Removes the temporary files of dead owners, and remembers who is dead.
+
+    Args:
+        directory: the directory of a layout and rank.
+        keep: an owner that is alive for certain: the caller's own.
+    """
+
+    def __init__(self, directory: str, keep: str) -> None:
+        self._owners = os.path.join(directory, OWNERS)
+        self._dead: dict[str, bool] = {keep: False}
+        self.removed = 0
+
+    def remove_if_dead(self, path: str, owner: str) -> None:
+        """Remove a temporary file, unless its owner lives."""
+        if owner not in self._dead:
+            self._dead[owner] = self._is_dead(owner)
+        if self._dead[owner]:
+            with suppress(FileNotFoundError):  # a neighbour collects as well
+                os.unlink(path)
+                self.removed += 1
+
+    def forget_dead_owners(self) -> None:
+        """Remove the files of dead owners; a temporary file that names a missing one is a leftover all the same."""
+        with suppress(FileNotFoundError):
+            for owner in os.listdir(self._owners):
+                if self._dead.get(owner, True):
+                    self._is_dead(owner, forget=True)
+
+    def _is_dead(self, owner: str, *, forget: bool = False) -> bool:
+        path = os.path.join(self._owners, owner)
+        try:
+            fd = os.open(path, _LOCK_FILE)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if forget:  # under the lock: an owner that is just being made waits for it, and sees that it lost its file
+                os.unlink(path)
+        except BlockingIOError:
+            return False
+        else:
+            return True
+        finally:
+            os.close(fd)

@@ -1,0 +1,184 @@
+"""The planner alone, under random opens, closes, stores and outcomes in any order."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from asyncoffload.core.block_table import BlockTable, Write
+from asyncoffload.core.ops import Op, OpKind
+from asyncoffload.core.policies import LRU
+from asyncoffload.core.primary import Primary
+from asyncoffload.core.tickets import NO_SLOT, FetchState, Mode, Ticket
+from asyncoffload.core.tiering import TieringPlanner
+from asyncoffload.keys import OffloadKey, make_key
+from asyncoffload.types import Priority, Status
+
+KEYS = [make_key(bytes([n])) for n in range(30)]
+N_TIERS = 2
+FAULTS = [Status.MISSING, Status.CORRUPT, Status.FAILED, Status.TIMED_OUT, Status.SHED, Status.CANCELLED]
+
+
+class World:
+    """A planner, two tiers that hold random blocks, and everything a hostile set of callers could do."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        n_slots = self.random.choice([4, 9, 20])
+        self.table = BlockTable(n_slots, LRU(), n_tiers=N_TIERS)
+        self.primary = Primary(self.table)
+        self.tiers: list[set[OffloadKey]] = [set(self.random.sample(KEYS, 15)) for _ in range(N_TIERS)]
+        knows = self.random.random() < 0.5
+        self.planner = TieringPlanner(
+            self.primary,
+            [lambda key, tier=tier: knows and key in tier for tier in self.tiers],  # type: ignore[misc]
+            promotion_blocks=self.random.choice([2, 8]),
+            cascade_blocks=self.random.choice([0, 3, 8]),
+            clean_window=4,
+        )
+        self.tickets: list[Ticket] = []
+        self.stores: list[Write] = []
+        self.ops: list[Op] = []
+        self.cascaded: Counter[int] = Counter()
+
+    def step(self) -> None:
+        actions = [self.open, self.open, self.extend, self.close, self.expire, self.begin_store, self.end_store]
+        actions += [self.take, self.take, self.settle, self.settle, self.settle, self.lose]
+        if self.random.random() < 0.02:
+            actions = [self.reset]
+        self.random.choice(actions)()
+        self.planner.take_woken()
+
+    def open(self) -> None:
+        start = self.random.randrange(len(KEYS))
+        keys = KEYS[start : start + self.random.randrange(1, 8)]
+        mode = self.random.choice(list(Mode))
+        tiers = self.random.choice([-1, -1, -1, 1, 2, 0])
+        self.tickets.append(self.planner.open(keys, mode, self.random.choice(list(Priority)), tiers=tiers))
+
+    def extend(self) -> None:
+        if self.tickets:
+            ticket = self.random.choice(self.tickets)
+            self.planner.extend(ticket, [k for k in self.random.sample(KEYS, 3) if k not in ticket.keys])
+
+    def close(self) -> None:
+        if self.tickets:
+            ticket = self.tickets.pop(self.random.randrange(len(self.tickets)))
+            self.planner.close(ticket)
+            self.planner.close(ticket)
+
+    def expire(self) -> None:
+        if self.tickets:
+            self.planner.expire(self.random.choice(self.tickets))
+
+    def begin_store(self) -> None:
+        write = self.primary.begin_store(self.random.sample(KEYS, 3))
+        if write is not None and write.keys:
+            self.planner.store_began(write.keys)
+            self.stores.append(write)
+
+    def end_store(self) -> None:
+        if self.stores:
+            write = self.stores.pop(self.random.randrange(len(self.stores)))
+            self.primary.finish_store(write, self.random.random() < 0.8)
+            self.planner.store_ended(write.keys)
+
+    def take(self) -> None:
+        self.ops += [op for op in self.planner.take() if isinstance(op, Op)]
+
+    def settle(self) -> None:
+        if not self.ops:
+            return
+        op = self.ops.pop(self.random.randrange(len(self.ops)))
+        statuses = []
+        for key in op.keys:
+            if self.random.random() < 0.1:
+                status = self.random.choice(FAULTS)
+            elif op.kind is not OpKind.PROBE and key in op.unwanted:
+                status = Status.CANCELLED
+            elif op.kind is OpKind.CASCADE:
+                self.tiers[op.tier].add(key)
+                status = Status.DONE
+            else:
+                status = Status.DONE if key in self.tiers[op.tier] else Status.MISSING
+            statuses.append(status)
+        self.planner.settle(op.op_id, statuses)
+
+    def lose(self) -> None:
+        tier = self.random.randrange(N_TIERS)
+        key = self.random.choice(KEYS)
+        self.tiers[tier].discard(key)
+        self.planner.forget(tier, [key])
+
+    def reset(self) -> None:
+        self.primary.reset()
+
+    def check(self) -> None:
+        table, book = self.table, self.planner._book
+        slots = [*table.ready.values(), *table.writing.values(), *table.doomed.values(), *table._free]
+        assert sorted(slots) == list(range(table.n_slots)), "a slot is lost or in two places"
+        readers: Counter[int] = Counter()
+        for ticket in self.tickets:
+            readers.update(slot for slot in ticket.slots if slot != NO_SLOT)
+            for index, fetch in enumerate(ticket.fetches):
+                assert fetch is None or fetch.waiters[ticket] == index
+            assert ticket.pos <= ticket.end <= len(ticket.keys)
+        for outlet in self.planner._cascades._outlets:
+            readers.update(slot for _, slot in outlet.waiting)
+        for running in self.planner._running.values():
+            if running.op.kind is OpKind.CASCADE:
+                readers.update(running.op.slots)
+        assert {slot: n for slot, n in enumerate(table._readers) if n} == dict(readers), "a pin is lost or left over"
+        for fetch in book.fetches.values():
+            assert fetch.key not in table.ready or fetch.state is FetchState.MISSED
+            assert fetch.waiters or fetch.state is FetchState.PROMOTING
+            assert set(fetch.waiters) <= set(self.tickets)
+            assert fetch.state is not FetchState.PROMOTING or fetch.key in table.writing or fetch.key in table.doomed
+
+    def drain(self) -> None:
+        """Let everything that runs end; then whoever is done leaves. Nobody may be left waiting."""
+        for _ in range(10_000):
+            self.take()
+            if self.ops:
+                self.settle()
+            elif self.stores:
+                self.end_store()
+            elif done := [ticket for ticket in self.tickets if ticket.done]:
+                self.tickets.remove(done[0])
+                self.planner.close(done[0])
+            else:
+                break
+            self.check()
+        assert not self.tickets, f"nothing runs and these still wait: {self.tickets}, {self.planner!r}"
+        assert self.planner.idle
+        assert self.planner.settled
+        assert not self.planner._book.fetches
+        assert not self.table.writing
+        assert not self.table.doomed
+        assert self.table.pinned == 0
+
+
+@pytest.mark.parametrize("batch", range(20))
+def test_random_histories_leave_nothing_over(batch: int) -> None:
+    for seed in range(batch * 60, batch * 60 + 60):
+        world = World(seed)
+        for _ in range(world.random.randrange(20, 160)):
+            world.step()
+            world.check()
+        world.drain()
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_a_shut_planner_ends_every_ticket(drain: bool) -> None:
+    for seed in range(200):
+        world = World(10_000 + seed)
+        for _ in range(60):
+            world.step()
+        world.planner.shut(drain=drain)
+        assert all(ticket.done for ticket in world.tickets)
+        world.check()
+        world.open()
+        assert world.tickets[-1].done
+        world.drain()
