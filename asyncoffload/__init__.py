@@ -4,6 +4,7 @@ These are the public names. Each is imported when it is first used (PEP 562), so
 milliseconds and does not import torch.
 """
 
+# ruff: noqa: I001 (one import per module reads better than one per name)
 from __future__ import annotations
 
 from importlib import import_module

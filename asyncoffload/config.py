@@ -78,7 +78,7 @@ class FileSystemTierSettings(_Settings):
     max_queued_bytes: PositiveSize = Field(
         ByteSize(512 << 20),
         description="Bytes of stores that may wait for a thread; what exceeds it is shed and offered again later. "
-        "512 MiB is well under a second of a fast disk: a longer queue would only delay, never help.",
+        "512 MiB is a fraction of a second of a fast disk: a longer queue would delay, and help nobody.",
     )
 
 
@@ -105,8 +105,8 @@ class OffloaderSettings(_Settings):
     )
     policy: str = Field(
         "lru",
-        description="Which block leaves the primary first. LRU is within a few percent of the best on chat and agentic "
-        "traffic; `arc` helps where the primary is small and much of the traffic is seen only once.",
+        description="Which block leaves the primary first. LRU suits prefixes: a request uses all of its own at once. "
+        "`arc` helps where the primary is small and much of the traffic is seen only once.",
     )
     store_threshold: PositiveInt = Field(
         1,

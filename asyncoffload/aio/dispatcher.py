@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -12,6 +13,9 @@ from asyncoffload.aio.lane import Lane
 from asyncoffload.aio.mailbox import Mailbox
 from asyncoffload.aio.slices import Slice
 
+_QUIET = 1.0  # seconds without a load after which stores may have the device for themselves
+_SHARE_BESIDE_LOADS = 0.25  # of the bytes that may be written at the same time otherwise
+
 
 class Dispatcher:
     """Workers that take slices out of two lanes, each keeping one thread busy.
@@ -19,14 +23,15 @@ class Dispatcher:
     One semaphore counts the entries of both lanes, so a worker waits for that and for nothing else: it never waits on
     two queues at once, and between its permit and the slice it owns there is no await at which either could get lost.
 
-    Stores are held back while too many of them run. A permit whose store may not run yet is put aside and comes back
-    when one has ended.
+    Stores are held back while too many of them run, and sooner while loads come: a read that arrives behind 16 MiB of
+    writes waits for all of them. A permit whose store may not run yet is put aside and comes back when one has ended.
 
     Args:
         loads, stores: the two lanes.
         n_read, n_write: workers that look into ``loads`` first, and into ``stores`` first.
         max_storing: stores that run at the same time.
-        max_storing_bytes: bytes of blocks being written at the same time; one block always may.
+        max_storing_bytes: bytes of blocks being written at the same time, a quarter of that until a second has passed
+            without loads; one block always may.
         max_given_up: how many hanging threads may be replaced.
         ended: called on the loop's thread with slices whose tasks have all been counted.
         clock: seconds.
@@ -60,6 +65,7 @@ class Dispatcher:
         self._held_back = 0  # permits put aside; never more than stores are queued
         self._storing = 0
         self._storing_bytes = 0
+        self._last_load = -math.inf
         self._running: dict[Slice, Lane] = {}
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -113,9 +119,11 @@ class Dispatcher:
         return None
 
     def _may_store(self) -> bool:
-        return self._storing < self._max_storing and (
-            not self._storing or self._storing_bytes < self._max_storing_bytes
-        )
+        if not self._storing:
+            return True
+        loading = self._loads.running or self._clock() - self._last_load < _QUIET
+        share = _SHARE_BESIDE_LOADS if loading else 1.0
+        return self._storing < self._max_storing and self._storing_bytes < share * self._max_storing_bytes
 
     def _let_store_in(self) -> None:
         # One at a time: whoever takes a store calls this again, so a burst does not wake workers in vain.
@@ -125,11 +133,13 @@ class Dispatcher:
 
     def _run(self, piece: Slice, lane: Lane) -> asyncio.Future[None]:
         lane.running += 1
+        self._running[piece] = lane
+        piece.started = self._clock()
         if lane is self._stores:
             self._storing += 1
             self._storing_bytes += piece.task_bytes
-        self._running[piece] = lane
-        piece.started = self._clock()
+        else:
+            self._last_load = piece.started
         piece.released = busy = asyncio.get_running_loop().create_future()
         try:
             piece.work = self.threads.start(partial(self._run_in_thread, piece))

@@ -50,8 +50,8 @@ class DualQueueThreadPool:
     takes, runs in its thread and brings back. Within each direction the slice that is due first goes first: that is
     its deadline, or the time it was queued plus the patience of its priority, whichever comes first. So the urgent
     overtake the patient, and everybody's turn comes in the end. Stores may use every write worker and half of the
-    read workers, and no more than ``max_storing_bytes`` of blocks are being written at the same time: whenever a load
-    arrives, a thread is free for it, and its I/O is not the last in the device's queue.
+    read workers, and the bytes of blocks being written at the same time are capped, so that a load that arrives finds
+    a worker that stores may not take, and a device whose queue is short.
 
     All methods belong on the thread of the event loop that makes the first call.
 
@@ -59,7 +59,8 @@ class DualQueueThreadPool:
         n_read_threads: workers that take loads first and stores otherwise.
         n_write_threads: workers that take stores first and loads otherwise.
         max_queued_bytes: bound on the bytes queued in each direction; None for no bound.
-        max_storing_bytes: bytes of blocks that are being written at the same time; one block always may.
+        max_storing_bytes: bytes of blocks that are being written at the same time, a quarter of that while loads come;
+            one block always may.
         patience: seconds per priority.
         load_slices, store_slices: how jobs are cut.
         max_given_up: how many hanging threads may be replaced, see :meth:`give_up`.
@@ -200,6 +201,8 @@ class DualQueueThreadPool:
 
         Cancellation: leaves the line at once.
         """
+        if self._closing:
+            raise ClosedError(f"there is no more room to wait for: {self!r} takes no new jobs")
         self._enter_loop()
         await (self._loads if load else self._stores).budget.room(nbytes)
 
@@ -324,7 +327,7 @@ class DualQueueThreadPool:
         if await _within(first, self._idle):
             return
         names = ", ".join(sorted(repr(state) for state in self._jobs))
-        if first is not timeout:
+        if timeout is None or timeout > first:
             logger.warning("closing takes more than %g s: %s", first, names)
             if await _within(None if timeout is None else timeout - first, self._idle):
                 return

@@ -30,7 +30,8 @@ class JobState(Generic[T]):
 
     Cancellation: a cancelled **owner** stops the job. What is queued is dropped at once, what runs stops between two
     tasks, and the await raises only when no task runs any more, so that the owner may then do with the tasks' memory
-    what it likes. A cancelled **bystander** leaves at once and leaves the job alone.
+    what it likes. A cancelled **bystander** leaves at once and leaves the job alone. (A task that is cancelled before
+    its first step never gets as far as owning anything: submit a job in the task that awaits it.)
     """
 
     def __init__(

@@ -92,7 +92,7 @@ def replay(
             min=1,
             rich_help_panel=_TRAFFIC,
             help="Play so many requests.",
-            show_default="1000 made up, or the whole trace",
+            show_default="1200 made up, or the whole trace",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(rich_help_panel=_TRAFFIC, help="Another seed makes up other traffic.")] = 0,
@@ -102,11 +102,11 @@ def replay(
     ] = "128KiB",  # type: ignore[assignment]
     device_blocks: Annotated[
         int, typer.Option(min=1, rich_help_panel=_MEMORY, help="Blocks of the device, lent to requests.")
-    ] = 4096,
+    ] = 2048,
     host_bytes: Annotated[
         int,
         typer.Option(parser=_size, metavar="SIZE", rich_help_panel=_MEMORY, help="Host memory for the primary tier."),
-    ] = "128MiB",  # type: ignore[assignment]
+    ] = "96MiB",  # type: ignore[assignment]
     policy: Annotated[
         str, typer.Option(rich_help_panel=_MEMORY, help="Which block leaves the primary first: lru or arc.")
     ] = "lru",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,13 +21,13 @@ from asyncoffload.aio.waiting import outlive
 from asyncoffload.cli.blockbytes import BlockBytes
 from asyncoffload.cli.device_pool import DevicePool
 from asyncoffload.cli.loop_lag import LoopLag
-from asyncoffload.cli.report import Served
+from asyncoffload.cli.report import Account, Report, Served, TierAccount, report_of
 from asyncoffload.cli.traffic import Request
-from asyncoffload.config import OffloaderSettings
+from asyncoffload.config import PRIMARY_NAME, OffloaderSettings
 from asyncoffload.errors import InvalidArgument
 from asyncoffload.keys import OffloadKey, make_key
 from asyncoffload.offloader import Offloader, OffloaderStats
-from asyncoffload.types import RequestContext
+from asyncoffload.types import RequestContext, Status
 
 T = TypeVar("T")
 
@@ -117,6 +117,20 @@ class Replay:
                 self.stats = offloader.stats()
                 self._model_threads.shutdown(wait=False)
 
+    def report(self, set_up: Mapping[str, str]) -> Report:
+        """The figures of the run so far; ``set_up`` says in words how it was set up."""
+        return report_of(
+            self.served,
+            requests=len(self.requests),
+            block_bytes=self.options.block_bytes,
+            seconds=self.seconds,
+            cpu_seconds=self.cpu_seconds,
+            lag=self.lag.samples,
+            account=Account() if self.stats is None else _account(self.stats),
+            primary=PRIMARY_NAME,
+            set_up=set_up,
+        )
+
     async def _arrival(self, request: Request) -> None:
         if self.options.speed is not None:
             due = self._started + request.arrival / self.options.speed
@@ -148,7 +162,7 @@ class Replay:
         asked = time.perf_counter()
         loaded = await offloader.load(keys[:found], blocks[:found], ctx)
         load_seconds = time.perf_counter() - asked if found else 0.0
-        wrong = await self._in_model(lambda: self._contents.count_wrong(keys[: loaded.blocks], blocks))
+        wrong = await self._in_model(lambda: self._contents.count_wrong(keys[: loaded.blocks], blocks[: loaded.blocks]))
         await self._in_model(lambda: self._contents.write(keys[loaded.blocks :], blocks[loaded.blocks :]))
         stored = await offloader.store(keys, blocks, RequestContext(request_id=ctx.request_id))
         return Served(
@@ -168,6 +182,21 @@ class Replay:
 
     def _now(self) -> float:
         return time.perf_counter() - self._started
+
+
+def _account(stats: OffloaderStats) -> Account:
+    """What matters here of the offloader's statistics."""
+    tiers = {
+        name: TierAccount(
+            promoted=int(counts["promoted"]),
+            cascaded=int(counts["stored"]),
+            shed=int(counts["shed"]),
+            corrupt=int(counts.get(Status.CORRUPT.value, 0)),
+            failed=int(counts.get(Status.FAILED.value, 0)),
+        )
+        for name, counts in stats.tiers.items()
+    }
+    return Account(evicted=stats.primary.evicted, lost=stats.primary.lost, tiers=tiers)
 
 
 def _key(block: int) -> OffloadKey:

@@ -22,9 +22,9 @@ from asyncoffload.cli.report import Report
 from asyncoffload.cli.table import table_of
 from asyncoffload.cli.traffic import TOKENS_PER_BLOCK, Request, read_trace
 from asyncoffload.config import OffloaderSettings
-from asyncoffload.errors import InvalidArgument, OffloadError
+from asyncoffload.errors import InternalError, InvalidArgument, OffloadError
 
-GENERATED_REQUESTS = 1000
+GENERATED_REQUESTS = 1200
 EVERY_BYTE_RIGHT, WRONG_BYTES, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -62,12 +62,12 @@ class ReplayCommand:
             with place as root:
                 replay = Replay(traffic, self._options(Path(root)))
                 interrupted = self._play(replay)
-            report = replay.report(self._set_up())
-            self._show(report, replay)
+                report = replay.report(self._set_up())
+                self._show(report, replay)
             status = INTERRUPTED if interrupted else EVERY_BYTE_RIGHT
             if report.wrong_bytes:
                 status = WRONG_BYTES
-        except* OffloadError as group:
+        except* (OffloadError, InternalError) as group:
             for error in _leaves(group):
                 complaints.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return status
@@ -140,7 +140,7 @@ class ReplayCommand:
             save_plot(self.plot, report, replay.served)
 
 
-def _leaves(group: BaseExceptionGroup[OffloadError]) -> Iterator[BaseException]:
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _leaves(error)

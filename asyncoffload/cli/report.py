@@ -189,7 +189,7 @@ def report_of(
         loop_lag=Distribution.of(lag),
         verified=loaded,
         wrong_bytes=sum(request.wrong_bytes for request in served),
-        cut_short=Counter(request.stopped_by.value for request in served if request.stopped_by is not None),
+        cut_short=dict(Counter(request.stopped_by.value for request in served if request.stopped_by is not None)),
         shed=sum(request.shed for request in served),
         account=account,
         set_up=set_up,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, takewhile
+from itertools import chain, compress, takewhile
+
+import numpy as np
+import numpy.typing as npt
 
 from asyncoffload.core.policies import EvictionPolicy
 from asyncoffload.errors import InternalError, InvalidArgument
 from asyncoffload.keys import OffloadKey, checked_keys
+from asyncoffload.types import Int32s
 
 VICTIM_WINDOW = 64
 """How many blocks further a clean victim is looked for before a block without a copy is given up."""
@@ -37,7 +42,7 @@ class BlockTable:
     """The blocks of the primary tier.
 
     A block is absent, *writing*, *ready*, or *doomed* (voided by a reset while somebody held it): the dict that its
-    key is in is its state. Everything else is flat lists indexed by slot. There is no object per block, so a hundred
+    key is in is its state. Everything else is flat arrays indexed by slot. There is no object per block, so a hundred
     thousand resident blocks add next to nothing to a garbage collection.
 
     A slot whose block leaves while somebody outside the table still uses its memory (``is_held`` says so) is
@@ -81,11 +86,12 @@ class BlockTable:
         self._is_held = is_held
         self._free = list(range(n_slots - 1, -1, -1))
         self._quarantine: set[int] = set()
-        self._readers = [0] * n_slots
+        self._key_of: list[OffloadKey] = [OffloadKey(b"")] * n_slots
+        self._readers = np.zeros(n_slots, dtype=np.int32)
         self._pinned = 0  # ready slots with a reader
-        self._generation = [0] * n_slots  # 0: nobody writes the slot
+        self._generation = np.zeros(n_slots, dtype=np.int64)  # 0: nobody writes the slot
         self._last_generation = 0
-        self._clean = [0] * n_slots
+        self._clean = np.zeros(n_slots, dtype=np.int64)
 
     @property
     def available(self) -> int:
@@ -111,46 +117,48 @@ class BlockTable:
         """How many of the leading keys are ready."""
         return len(list(takewhile(self.ready.__contains__, keys)))
 
-    def absent(self, keys: Iterable[OffloadKey]) -> list[OffloadKey]:
+    def absent(self, keys: Sequence[OffloadKey]) -> list[OffloadKey]:
         """Those of the keys that could be written: neither ready, nor being written, nor doomed."""
         ready, writing, doomed = self.ready, self.writing, self.doomed
+        if all(state.keys().isdisjoint(keys) for state in (ready, writing, doomed)):
+            return list(keys)
         return [key for key in keys if key not in ready and key not in writing and key not in doomed]
 
-    def touch(self, keys: Sequence[OffloadKey]) -> None:
+    def touch(self, keys: Iterable[OffloadKey]) -> None:
         """Note that these blocks were asked for, in request order. Those that are not ready are ignored."""
-        self._policy.touch(keys)
+        slots = self._ready_slots(dict.fromkeys(keys))
+        if len(slots):
+            self._policy.touch(slots)
 
     # ---- readers
 
-    def pin(self, keys: Iterable[OffloadKey]) -> list[int]:
-        """Add a reader to each of these blocks and return their slots. Recency does not change.
+    def pin(self, keys: Sequence[OffloadKey]) -> list[int]:
+        """Add a reader to each of these blocks, all different, and return their slots. Recency does not change.
 
         Raises:
             KeyError: a block is not ready; none was pinned.
         """
-        slots = list(map(self.ready.__getitem__, keys))
-        readers = self._readers
-        for slot in slots:
-            count = readers[slot]
-            readers[slot] = count + 1
-            if not count:
-                self._pinned += 1
-        return slots
+        slots = slots_in(self.ready, keys)
+        self.pin_slots(slots)
+        return list(slots.tolist())
 
-    def unpin(self, slots: Iterable[int]) -> None:
-        """Take a reader from each of these slots. A doomed block leaves with its last one."""
-        readers = self._readers
-        idle = []
-        for slot in slots:
-            count = readers[slot] - 1
-            if count < 0:
-                raise InternalError(f"slot {slot} has no reader left to take away")
-            readers[slot] = count
-            if not count:
-                idle.append(slot)
+    def pin_slots(self, slots: Int32s) -> None:
+        """Add a reader to each of these slots of ready blocks, all different."""
+        before = self._readers[slots]
+        self._readers[slots] = before + 1
+        self._pinned += int(np.count_nonzero(before == 0))
+
+    def unpin(self, slots: Sequence[int] | Int32s) -> None:
+        """Take a reader from each of these slots, all different. A doomed block leaves with its last one."""
+        held = np.asarray(slots, dtype=np.int32)
+        left = self._readers[held] - 1
+        if (left < 0).any():
+            raise InternalError(f"slot {held[left < 0][0]} has no reader left to take away")
+        self._readers[held] = left
+        idle = held[left == 0]
         self._pinned -= len(idle)
         if self.doomed:
-            self._pinned += self._bury(idle)
+            self._pinned += self._bury(idle.tolist())
 
     # ---- writers
 
@@ -169,22 +177,22 @@ class BlockTable:
         keys = checked_keys(keys)
         new = self.absent(keys)
         if not new:
-            return Write((), (), ())
+            return Write([], [], [])
         need = len(new) - len(self._free)
-        victims: list[OffloadKey] = []
+        victims: Sequence[OffloadKey] = []
         lost = 0
         if need > 0:
             if len(new) > self.available:
                 return None
-            victims = self._victims(need, self.ready.keys() & chain(keys, keep))
-            if len(victims) < need:
+            present = keys if len(new) < len(keys) else ()
+            victim_slots = self._victims(need, self._ready_slots(chain(present, keep)))
+            if len(victim_slots) < need:
                 return None
-            lost = self._evict(victims)
+            victims, lost = self._evict(victim_slots)
         slots = self._free[: -len(new) - 1 : -1]
         del self._free[-len(new) :]
         self._last_generation += 1
-        for slot in slots:
-            self._generation[slot] = self._last_generation
+        self._generation[slots] = self._last_generation
         self.writing.update(zip(new, slots, strict=True))
         return Write(new, slots, [self._last_generation] * len(new), victims, lost)
 
@@ -197,33 +205,16 @@ class BlockTable:
         Returns:
             The blocks that became ready by this call.
         """
-        generations, writing = self._generation, self.writing
-        arrived: list[OffloadKey] = []
-        slots: list[int] = []
-        failed: list[int] = []
-        voided: list[int] = []
-        outcomes = [ok] * len(write.keys) if isinstance(ok, bool) else ok
-        for key, slot, generation, good in zip(write.keys, write.slots, write.generations, outcomes, strict=True):
-            if generations[slot] != generation:
-                continue
-            generations[slot] = 0
-            if slot in self._doomed_keys:
-                voided.append(slot)
-                continue
-            del writing[key]
-            if good:
-                arrived.append(key)
-                slots.append(slot)
-            else:
-                failed.append(slot)
-        self.ready.update(zip(arrived, slots, strict=True))
-        if self._has_tiers:
-            for slot in slots:
-                self._clean[slot] = 0
-        self._policy.insert(arrived)
-        self._give_back(failed)
-        self._bury(voided)
-        return arrived
+        slots = np.asarray(write.slots, dtype=np.int32)
+        owned = self._generation[slots] == np.asarray(write.generations, dtype=np.int64)
+        self._generation[slots[owned]] = 0
+        if self.doomed:
+            alive = np.array([slot not in self._doomed_keys for slot in write.slots], dtype=np.bool_)
+            self._bury(slots[owned & ~alive].tolist())
+            owned &= alive
+        arrived = owned & np.asarray(ok, dtype=np.bool_)
+        self._fail(write.keys, slots, owned & ~arrived)
+        return self._arrive(write.keys, slots, arrived)
 
     def reset(self) -> list[OffloadKey]:
         """Void every block. Idle ones are gone at once; those that are read or written go with their last holder.
@@ -232,7 +223,7 @@ class BlockTable:
             The blocks that were ready until now.
         """
         left = list(self.ready)
-        readers = self._readers
+        readers = self._readers.tolist()
         idle = [slot for slot in self.ready.values() if not readers[slot]]
         self.doomed.update((key, slot) for key, slot in self.ready.items() if readers[slot])
         self.doomed.update(self.writing)
@@ -254,48 +245,65 @@ class BlockTable:
 
     def mark_clean(self, keys: Iterable[OffloadKey], tier: int) -> None:
         """The tier has a copy of these blocks. Those that are not ready are ignored."""
-        for slot in self._ready_slots(keys):
-            self._clean[slot] |= 1 << tier
+        self._clean[self._ready_slots(keys)] |= 1 << tier
 
     def mark_dirty(self, keys: Iterable[OffloadKey], tier: int) -> None:
         """The tier has no copy of these blocks any more. Those that are not ready are ignored."""
-        for slot in self._ready_slots(keys):
-            self._clean[slot] &= ~(1 << tier)
+        self._clean[self._ready_slots(keys)] &= ~(1 << tier)
 
     def dirty(self, window: int, tier: int) -> list[OffloadKey]:
         """Of the ``window`` coldest blocks those without readers of which the tier has no copy, coldest first."""
-        ready, readers, clean, bit = self.ready, self._readers, self._clean, 1 << tier
-        coldest = ((key, ready[key]) for key in islice(self._policy.cold(), window))
-        return [key for key, slot in coldest if not readers[slot] and not clean[slot] & bit]
+        coldest = _first(self._policy.cold(), window)
+        found = coldest[(self._readers[coldest] == 0) & (self._clean[coldest] & (1 << tier) == 0)]
+        return list(map(self._key_of.__getitem__, found.tolist()))
 
     # ---- inside
 
-    def _ready_slots(self, keys: Iterable[OffloadKey]) -> Iterator[int]:
-        return (slot for slot in map(self.ready.get, keys) if slot is not None)
+    def _ready_slots(self, keys: Iterable[OffloadKey]) -> Int32s:
+        return np.array([slot for slot in map(self.ready.get, keys) if slot is not None], dtype=np.int32)
 
-    def _victims(self, need: int, keep: Container[OffloadKey]) -> list[OffloadKey]:
-        ready, readers, clean, is_held = self.ready, self._readers, self._clean, self._is_held
-        idle = self._policy.cold()
-        if self._pinned or keep:
-            idle = (key for key in idle if not readers[ready[key]] and key not in keep)
-        if is_held is not None:
-            idle = (key for key in idle if not is_held(ready[key]))
+    def _victims(self, need: int, keep: Int32s) -> Int32s:
         if not self._has_tiers:
-            return list(islice(idle, need))
-        window = list(islice(idle, need + VICTIM_WINDOW))
-        copied = [key for key in window if clean[ready[key]]]
-        if len(copied) < need:
-            copied += islice((key for key in window if not clean[ready[key]]), need - len(copied))
-        return copied[:need]
+            return _first(self._idle(keep), need)
+        window = _first(self._idle(keep), need + VICTIM_WINDOW)
+        copied = self._clean[window] != 0
+        return np.concatenate((window[copied], window[~copied]))[:need]
 
-    def _evict(self, victims: Sequence[OffloadKey]) -> int:
-        slots = list(map(self.ready.pop, victims))
-        self._policy.remove(victims, evicted=True)
-        self._free.extend(slots)
-        self.evicted += len(slots)
-        lost = sum(not self._clean[slot] for slot in slots) if self._has_tiers else 0
+    def _idle(self, keep: Int32s) -> Iterator[Int32s]:
+        for slots in self._policy.cold():
+            idle = slots[self._readers[slots] == 0] if self._pinned else slots
+            if len(keep):
+                idle = idle[~np.isin(idle, keep)]
+            if self._is_held is not None:
+                idle = idle[[not self._is_held(slot) for slot in idle.tolist()]]
+            yield idle
+
+    def _evict(self, slots: Int32s) -> tuple[Sequence[OffloadKey], int]:
+        freed = slots.tolist()
+        keys = list(map(self._key_of.__getitem__, freed))
+        deque(map(self.ready.__delitem__, keys), maxlen=0)
+        self._policy.evict(keys, slots)
+        self._free.extend(freed)
+        self.evicted += len(keys)
+        lost = int(np.count_nonzero(self._clean[slots] == 0)) if self._has_tiers else 0
         self.lost += lost
-        return lost
+        return keys, lost
+
+    def _arrive(self, keys: Sequence[OffloadKey], slots: Int32s, which: npt.NDArray[np.bool_]) -> list[OffloadKey]:
+        if not which.all():
+            keys, slots = list(compress(keys, which)), slots[which]
+        deque(map(self.writing.__delitem__, keys), maxlen=0)
+        places = slots.tolist()
+        deque(map(self._key_of.__setitem__, places, keys), maxlen=0)
+        self.ready.update(zip(keys, places, strict=True))
+        self._clean[slots] = 0
+        self._policy.insert(keys, slots)
+        return list(keys)
+
+    def _fail(self, keys: Sequence[OffloadKey], slots: Int32s, which: npt.NDArray[np.bool_]) -> None:
+        if which.any():
+            deque(map(self.writing.__delitem__, compress(keys, which)), maxlen=0)
+            self._give_back(slots[which].tolist())
 
     def _bury(self, slots: Iterable[int]) -> int:
         """Let go of those of the slots that hold a doomed block; returns how many."""
@@ -320,3 +328,23 @@ class BlockTable:
             f"<BlockTable of {self.n_slots} slots: {len(self.ready)} ready ({self._pinned} pinned), "
             f"{len(self.writing)} writing, {len(self.doomed)} doomed, {self.quarantined} quarantined, {self.free} free>"
         )
+
+
+def slots_in(state: dict[OffloadKey, int], keys: Sequence[OffloadKey]) -> Int32s:
+    """The slots of these keys, all of which are in this state.
+
+    Raises:
+        KeyError: a key is not.
+    """
+    return np.fromiter(map(state.__getitem__, keys), dtype=np.int32, count=len(keys))
+
+
+def _first(pieces: Iterable[Int32s], count: int) -> Int32s:
+    """The first ``count`` elements of what the arrays hold together, or all where they hold fewer."""
+    taken = [np.empty(0, dtype=np.int32)]
+    for piece in pieces:
+        taken.append(piece[:count])
+        count -= len(taken[-1])
+        if not count:
+            break
+    return np.concatenate(taken)

@@ -17,8 +17,8 @@ from asyncoffload.types import Status
 
 @dataclass(slots=True)
 class _Outlet:
-    """What one tier takes: blocks offered and not handed out yet, how many are in flight in all, and its turn to
-    have the cold tail walked for it."""
+    """What one tier takes: blocks offered and not handed out yet, how many are in flight in all, whether it is its
+    turn to have the cold tail walked for it, and whether the last walk found more than it could take."""
 
     waiting: list[tuple[OffloadKey, int]] = field(default_factory=list)
     in_flight: int = 0
@@ -26,6 +26,7 @@ class _Outlet:
     shed: int = 0
     failed: int = 0
     due: bool = False
+    backlog: bool = False
 
 
 class Cascades:
@@ -43,7 +44,7 @@ class Cascades:
         self._limit = limit
         self._window = window
         self._outlets = [_Outlet() for _ in range(n_tiers)]
-        self._evicted_before = table.evicted
+        self._last_walk = self._pressure
         self._closed = False
 
     def offer(self, keys: Sequence[OffloadKey]) -> None:
@@ -52,17 +53,23 @@ class Cascades:
             self._offer_to(tier, keys)
 
     def clean(self) -> None:
-        """Offer dirty blocks of the cold tail again, once enough was evicted since the last walk over it."""
-        if self._table.evicted - self._evicted_before >= max(1, self._window // 2):
-            self._evicted_before = self._table.evicted
+        """Offer dirty blocks of the cold tail again, once enough slots were taken since the last walk over it."""
+        pressure = self._pressure
+        if self._table.free < self._window and pressure - self._last_walk >= max(1, self._window // 2):
+            self._last_walk = pressure
             for outlet in self._outlets:
                 outlet.due = True
         for tier, outlet in enumerate(self._outlets):
             room = self._limit - outlet.in_flight
             if outlet.due and room > 0:
                 dirty = self._table.dirty(self._window, tier)
-                outlet.due = len(dirty) > room
+                outlet.due, outlet.backlog = False, len(dirty) > room
                 self._offer_to(tier, dirty[:room])
+
+    @property
+    def _pressure(self) -> int:
+        """Grows with every slot that is taken."""
+        return self._table.evicted - self._table.free
 
     def _offer_to(self, tier: int, keys: Sequence[OffloadKey]) -> None:
         outlet = self._outlets[tier]
@@ -73,15 +80,13 @@ class Cascades:
             outlet.in_flight += len(taken)
             outlet.waiting.extend(zip(taken, map(int, self._table.pin(taken)), strict=True))
 
-    def take(self, batch: int) -> list[tuple[int, list[OffloadKey], list[int]]]:
-        """What to hand to the tiers now: tier, keys and pinned slots, in batches of at most ``batch`` blocks."""
-        handed = []
+    def take(self, batch: int) -> tuple[int, list[OffloadKey], list[int]] | None:
+        """What to hand to a tier next: the tier, at most ``batch`` keys, and their pinned slots."""
         for tier, outlet in enumerate(self._outlets):
-            for start in range(0, len(outlet.waiting), batch):
-                keys, slots = zip(*outlet.waiting[start : start + batch], strict=True)
-                handed.append((tier, list(keys), list(slots)))
-            outlet.waiting.clear()
-        return handed
+            if outlet.waiting:
+                taken, outlet.waiting[:batch] = outlet.waiting[:batch], []
+                return tier, [key for key, _ in taken], [slot for _, slot in taken]
+        return None
 
     def settle(self, tier: int, keys: Sequence[OffloadKey], slots: Sequence[int], statuses: Sequence[Status]) -> None:
         """A batch has ended: unpin it and mark clean what arrived."""
@@ -92,16 +97,22 @@ class Cascades:
         self._table.unpin(slots)
         shed = sum(status in (Status.SHED, Status.CANCELLED) for status in statuses)
         outlet.stored += len(arrived)
+        # A tier that takes nothing at present is not offered the same blocks at once again.
+        outlet.due = outlet.due or (outlet.backlog and bool(arrived))
         outlet.shed += shed
         outlet.failed += len(keys) - len(arrived) - shed
 
-    def close(self) -> None:
-        """Take no more offers, and drop those that were not handed out yet."""
-        self._closed = True
+    def drop(self) -> None:
+        """Take back the offers that were not handed out yet."""
         for outlet in self._outlets:
             outlet.in_flight -= len(outlet.waiting)
+            outlet.shed += len(outlet.waiting)
             self._table.unpin([slot for _, slot in outlet.waiting])
             outlet.waiting.clear()
+
+    def close(self) -> None:
+        """Take no more offers."""
+        self._closed = True
 
     @property
     def idle(self) -> bool:

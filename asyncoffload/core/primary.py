@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
-from asyncoffload.core.block_table import BlockTable, Write
+from asyncoffload.core.block_table import BlockTable, Write, slots_in
 from asyncoffload.core.offers import OfferCounts
 from asyncoffload.errors import BlocksUnavailable, InvalidArgument
 from asyncoffload.keys import OffloadKey, checked_keys
-from asyncoffload.types import CPULoadStoreSpec, OffloadingEvent, PrepareStoreOutput
+from asyncoffload.types import CPULoadStoreSpec, Int32s, OffloadingEvent, PrepareStoreOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,12 @@ class PrimaryStats:
     refused: int
 
 
+def distinct(slots: Int32s) -> bool:
+    """Whether no slot appears twice."""
+    ordered = np.sort(slots)
+    return bool((ordered[1:] != ordered[:-1]).all())
+
+
 def slots_spec(slots: Sequence[int]) -> CPULoadStoreSpec:
     """Point at slots that are read."""
     return CPULoadStoreSpec(np.array(slots, dtype=np.int32))
@@ -102,8 +109,8 @@ class Primary:
         self.recording = False
         self._block_size = block_size
         self._offers = OfferCounts(store_threshold, tracked_offers)
-        self._paired_readers = [0] * table.n_slots
-        self._paired_generation = [0] * table.n_slots
+        self._paired_readers = np.zeros(table.n_slots, dtype=np.int32)
+        self._paired_generation = np.zeros(table.n_slots, dtype=np.int64)
         self._events: list[OffloadingEvent] = []
         self._stored = 0
         self._deferred = 0
@@ -112,8 +119,19 @@ class Primary:
     # ---- advice
 
     def lookup(self, keys: Sequence[OffloadKey]) -> int:
-        """The length of the ready prefix. Nothing is touched."""
-        return self.table.prefix(keys)
+        """The length of the ready prefix. Nothing is touched.
+
+        Raises:
+            InvalidArgument: the key that ends the prefix is not ``bytes``.
+        """
+        try:
+            length = self.table.prefix(keys)
+        except TypeError:  # one of them cannot even be hashed
+            checked_keys(keys)
+            raise
+        if length < len(keys) and type(keys[length]) is not bytes:
+            checked_keys(keys)
+        return length
 
     def touch(self, keys: Sequence[OffloadKey]) -> None:
         """Note that these blocks were asked for. Those that are not ready are ignored."""
@@ -128,24 +146,22 @@ class Primary:
             InvalidArgument: a key is malformed or appears twice; nothing was pinned.
             BlocksUnavailable: a block is not ready; nothing was pinned.
         """
-        keys = checked_keys(keys)
         try:
-            slots = self.table.pin(keys)
-        except KeyError as missing:
-            raise self.unavailable(keys) from missing
-        for slot in slots:
-            self._paired_readers[slot] += 1
-        return slots_spec(slots)
+            slots = slots_in(self.table.ready, keys)
+        except (KeyError, TypeError):
+            raise self.unavailable(checked_keys(keys)) from None
+        if not distinct(slots):
+            checked_keys(keys)
+        self.table.pin_slots(slots)
+        self._paired_readers[slots] += 1
+        return CPULoadStoreSpec(slots)
 
     def complete_load(self, keys: Sequence[OffloadKey]) -> None:
         """Unpin what :meth:`prepare_load` pinned, once per call of it."""
-        readers = self._paired_readers
-        done = []
-        for _, slot in self._holders(keys, self.table.ready):
-            if readers[slot]:
-                readers[slot] -= 1
-                done.append(slot)
-        self.table.unpin(done)
+        _, slots = self._holders(keys, self.table.ready)
+        mine = slots[self._paired_readers[slots] > 0]
+        self._paired_readers[mine] -= 1
+        self.table.unpin(mine)
 
     def prepare_store(self, keys: Sequence[OffloadKey]) -> PrepareStoreOutput | None:
         """Hand out slots for those blocks that are absent and were offered often enough: for all or for none.
@@ -159,9 +175,9 @@ class Primary:
         write = self.begin_store(self.offer(keys), keep=keys)
         if write is None:
             return None
-        for slot, generation in zip(write.slots, write.generations, strict=True):
-            self._paired_generation[slot] = generation
-        return PrepareStoreOutput(write.keys, write_spec(write), write.evicted)
+        spec = write_spec(write)
+        self._paired_generation[spec.block_ids] = spec.generations
+        return PrepareStoreOutput(write.keys, spec, write.evicted)
 
     def claim_store(self, keys: Sequence[OffloadKey], spec: CPULoadStoreSpec | None = None) -> Write:
         """Take over, for :meth:`finish_store`, those writes of these blocks that :meth:`prepare_store` handed out.
@@ -174,18 +190,19 @@ class Primary:
         Raises:
             InvalidArgument: the spec has not one slot per key; nothing was claimed.
         """
-        generations = self._paired_generation
-        claims = [(key, slot, generations[slot]) for key, slot in self._holders(keys, self.table.writing)]
+        held, slots = self._holders(keys, self.table.writing)
+        generations = self._paired_generation[slots]
+        mine = generations != 0
         if spec is not None:
             if len(spec) != len(keys):
                 raise InvalidArgument(f"{len(keys)} keys cannot be completed by a spec of {len(spec)} slots")
             meant = set(zip(keys, spec.block_ids.tolist(), spec.generations.tolist(), strict=True))
-            claims = [claim for claim in claims if claim in meant]
-        claims = [claim for claim in claims if claim[2]]
-        for _, slot, _ in claims:
-            generations[slot] = 0
-        mine, slots, of_slots = zip(*claims, strict=True) if claims else ((), (), ())
-        return Write(mine, slots, of_slots)
+            claims = zip(held, slots.tolist(), generations.tolist(), strict=True)
+            mine &= np.fromiter(map(meant.__contains__, claims), dtype=np.bool_, count=len(held))
+        if not mine.all():
+            held, slots, generations = list(compress(held, mine)), slots[mine], generations[mine]
+        self._paired_generation[slots] = 0
+        return Write(held, slots.tolist(), generations.tolist())
 
     # ---- owned calls
 
@@ -274,15 +291,21 @@ class Primary:
             ready_prefix=prefix,
         )
 
-    def _holders(self, keys: Sequence[OffloadKey], state: dict[OffloadKey, int]) -> Iterator[tuple[OffloadKey, int]]:
-        """Those of the keys that are in this state, or were when a reset doomed them, with their slots."""
-        doomed = self.table.doomed
-        for key in keys:
-            slot = state.get(key)
-            if slot is None:
-                slot = doomed.get(key)
-            if slot is not None:
-                yield key, slot
+    def _holders(self, keys: Sequence[OffloadKey], state: dict[OffloadKey, int]) -> tuple[Sequence[OffloadKey], Int32s]:
+        """Those of the keys that are in this state, or were when a reset doomed them, and their slots.
+
+        Raises:
+            InvalidArgument: a key is malformed or appears twice.
+        """
+        try:
+            slots = slots_in(state, keys)
+        except (KeyError, TypeError):
+            slots = None
+        if slots is None or not distinct(slots):
+            doomed = self.table.doomed
+            keys = [key for key in checked_keys(keys) if key in state or key in doomed]
+            slots = np.array([state[key] if key in state else doomed[key] for key in keys], dtype=np.int32)
+        return keys, slots
 
     def _record(self, keys: Sequence[OffloadKey], *, removed: bool) -> None:
         if self.recording:

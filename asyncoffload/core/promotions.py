@@ -1,42 +1,77 @@
-"""The order in which found blocks are promoted: first come, first served within each priority."""
+"""Promotions: which found blocks get a slot of the primary next, first come, first served within each priority."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from asyncoffload.core.block_table import Write
+from asyncoffload.core.primary import Primary
 from asyncoffload.core.tickets import Fetch, FetchState
-from asyncoffload.types import Priority
+from asyncoffload.keys import OffloadKey
+from asyncoffload.types import Priority, Status
+
+MAX_PROMOTION_BLOCKS = 64
+"""Blocks of one promotion: few enough that the copy of one to the device overlaps with the reading of the next."""
 
 
-class PromotionQueue:
-    """Fetches that wait for a slot and for budget.
+class Promotions:
+    """Fetches that wait for a slot and for budget, and the budget.
 
-    Entries are never searched for: a fetch that left, or was queued again with more urgency, leaves a stale entry
-    behind, which is skipped when it comes up.
+    Queue entries are never searched for: a fetch that left, or was queued again with more urgency, leaves a stale
+    entry behind, which is skipped when it comes up.
+
+    Args:
+        primary: where the slots come from.
+        limit: how many blocks may be on their way at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, primary: Primary, limit: int) -> None:
+        self._primary = primary
+        self._limit = max(1, limit)
+        self._in_flight = 0
         self._lines: dict[Priority, deque[Fetch]] = {priority: deque() for priority in sorted(Priority)}
 
-    def push(self, fetch: Fetch) -> None:
-        """Queue a found fetch at the end of its priority's line."""
-        fetch.state = FetchState.QUEUED
-        fetch.line = fetch.priority
-        self._lines[fetch.line].append(fetch)
+    def push(self, fetches: Iterable[Fetch]) -> None:
+        """Queue found fetches, each at the end of its priority's line."""
+        for fetch in fetches:
+            fetch.state = FetchState.QUEUED
+            self._lines[fetch.priority].append(fetch)
 
+    @property
     def head(self) -> Fetch | None:
         """The fetch that is next, or None."""
-        line = self._line()
+        line = self._first_line()
         return line[0] if line else None
 
-    def take(self, limit: int) -> list[Fetch]:
-        """Remove up to ``limit`` fetches from the front that come from one tier, in order."""
+    def begin(self) -> tuple[list[Fetch], Write] | None:
+        """Give slots to the next fetches, all from one tier; fewer where memory that is still in use keeps slots back.
+
+        Returns:
+            None where the budget is spent, or no slot can be had at present.
+        """
+        room = min(self._primary.table.available, self._limit - self._in_flight, MAX_PROMOTION_BLOCKS)
+        while room > 0:
+            batch = self._take(room)
+            write = self._primary.begin_store([fetch.key for fetch in batch])
+            if write is not None:
+                self._in_flight += len(batch)
+                return batch, write
+            self._put_back(batch)
+            room = len(batch) // 2
+        return None
+
+    def end(self, write: Write, statuses: Sequence[Status]) -> list[OffloadKey]:
+        """A promotion has ended; returns the blocks that are ready now."""
+        self._in_flight -= len(statuses)
+        return self._primary.finish_store(write, [status is Status.DONE for status in statuses])
+
+    def _take(self, limit: int) -> list[Fetch]:
         batch: list[Fetch] = []
-        line = self._line()
+        line = self._first_line()
         while line and len(batch) < limit:
             fetch = line[0]
-            if _waits(fetch):
+            if fetch.state is FetchState.QUEUED and fetch.waiters:
                 if batch and fetch.tier != batch[0].tier:
                     break
                 fetch.state = FetchState.PROMOTING
@@ -44,13 +79,12 @@ class PromotionQueue:
             line.popleft()
         return batch
 
-    def put_back(self, batch: Sequence[Fetch]) -> None:
-        """Return a batch that was taken to the front of its line."""
+    def _put_back(self, batch: Sequence[Fetch]) -> None:
         for fetch in reversed(batch):
             fetch.state = FetchState.QUEUED
-            self._lines[fetch.line].appendleft(fetch)
+            self._lines[fetch.priority].appendleft(fetch)
 
-    def _line(self) -> deque[Fetch] | None:
+    def _first_line(self) -> deque[Fetch] | None:
         for line in self._lines.values():
             while line and not _waits(line[0]):
                 line.popleft()

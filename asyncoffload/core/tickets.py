@@ -47,24 +47,24 @@ class Fetch:
         tier: the tier being asked, or the one that has the block.
         refused: bit per tier that answered no.
         cause: why the block could not be had, once a tier refused it.
-        op: the running promotion.
-        line: the priority under which it was last queued.
+        op: the op that was last started for it.
+        priority: that of the most urgent ticket that ever waited for it.
         dropped: the running promotion was told that nobody wants the key, so it may come back cancelled.
         waiters: the tickets that want the key, and its index in each.
     """
 
-    __slots__ = ("cause", "dropped", "key", "line", "op", "refused", "state", "tier", "waiters")
+    __slots__ = ("cause", "dropped", "key", "op", "priority", "refused", "state", "tier", "waiters")
 
-    def __init__(self, key: OffloadKey) -> None:
+    def __init__(self, key: OffloadKey, ticket: Ticket, index: int, refused: int = 0) -> None:
         self.key = key
         self.state = FetchState.PROBING
         self.tier = PRIMARY
-        self.refused = 0
+        self.refused = refused
         self.cause = Status.MISSING
         self.op: Op | None = None
-        self.line = Priority.HOUSEKEEPING
+        self.priority = ticket.priority
         self.dropped = False
-        self.waiters: dict[Ticket, int] = {}
+        self.waiters = {ticket: index}
 
     @property
     def tiers(self) -> int:
@@ -73,16 +73,6 @@ class Fetch:
         for ticket in self.waiters:
             allowed |= ticket.tiers
         return allowed & ~self.refused
-
-    @property
-    def priority(self) -> Priority:
-        """The most urgent of those who wait."""
-        return min((ticket.priority for ticket in self.waiters), default=Priority.HOUSEKEEPING)
-
-    @property
-    def deadline(self) -> float | None:
-        """The earliest deadline of those who wait."""
-        return min((t.deadline for t in self.waiters if t.deadline is not None), default=None)
 
     def refuse(self, tier: int, cause: Status) -> None:
         """Note that a tier could not give the block."""
@@ -163,23 +153,32 @@ class TicketBook:
         self.fetches: dict[OffloadKey, Fetch] = {}
         self._woken: dict[Ticket, None] = {}
 
-    def join(self, ticket: Ticket, index: int) -> tuple[Fetch, bool]:
-        """Make a ticket wait for one of its keys; says whether the fetch is new.
+    def join(self, ticket: Ticket, indices: Iterable[int]) -> tuple[list[Fetch], list[tuple[int, Fetch]]]:
+        """Make a ticket wait for some of its keys.
 
         A verdict that does not bind this ticket, because it allows a tier that was not asked, is taken over by a new
         fetch: who was cut stays cut.
+
+        Returns:
+            The fetches that are new, and those that others wait for already, with the key's index in the ticket.
         """
-        key = ticket.keys[index]
-        fetch = self.fetches.get(key)
-        revived = fetch is not None and fetch.state is FetchState.MISSED and bool(ticket.tiers & ~fetch.refused)
-        new = fetch is None or revived
-        if fetch is None or revived:
-            refused = 0 if fetch is None else fetch.refused
-            fetch = self.fetches[key] = Fetch(key)
-            fetch.refused = refused
-        fetch.waiters[ticket] = index
-        ticket.fetches[index] = fetch
-        return fetch, new
+        fetches, keys = self.fetches, ticket.keys
+        new: list[Fetch] = []
+        known: list[tuple[int, Fetch]] = []
+        for index in indices:
+            key = keys[index]
+            fetch = fetches.get(key)
+            if fetch is None:
+                fetch = fetches[key] = Fetch(key, ticket, index)
+                new.append(fetch)
+            elif fetch.state is FetchState.MISSED and ticket.tiers & ~fetch.refused:
+                fetch = fetches[key] = Fetch(key, ticket, index, fetch.refused)
+                new.append(fetch)
+            else:
+                fetch.waiters[ticket] = index
+                known.append((index, fetch))
+            ticket.fetches[index] = fetch
+        return new, known
 
     def cut(self, ticket: Ticket, at: int, cause: Status) -> tuple[list[int], list[Fetch]]:
         """End a ticket's prefix at an index, unless it ends earlier already.
@@ -220,41 +219,39 @@ class TicketBook:
     def advance(self, ticket: Ticket) -> list[Fetch]:
         """Move a ticket's prefix forward; returns found fetches that are now in reach and want promotion."""
         found = []
-        end, fetches = ticket.end, ticket.fetches
+        end, fetches, slots = ticket.end, ticket.fetches, ticket.slots
+        hold = ticket.mode is Mode.HOLD
         scan = ticket.scan
         while scan < end:
             fetch = fetches[scan]
             if fetch is not None:
-                if fetch.state not in ON_ITS_WAY:
-                    break
-                if fetch.state is FetchState.FOUND and ticket.mode is Mode.HOLD:
+                if fetch.state is FetchState.FOUND:
                     found.append(fetch)
+                elif fetch.state not in ON_ITS_WAY:
+                    break
             scan += 1
-        ticket.scan = scan
-        before = ticket.pos
-        if ticket.mode is Mode.LOOK:
-            ticket.pos = scan
-        else:
-            while ticket.pos < end and ticket.slots[ticket.pos] != NO_SLOT:
-                ticket.pos += 1
-        if ticket.pos != before:
+        ticket.scan = pos = scan
+        if hold:
+            pos = ticket.pos
+            while pos < end and slots[pos] != NO_SLOT:
+                pos += 1
+        if pos != ticket.pos:
+            ticket.pos = pos
             self.wake(ticket)
-        return found
+        return found if hold else []
 
-    def land(self, ticket: Ticket, index: int, slot: int, source: int) -> None:
-        """A key of the ticket became ready, in a slot that is pinned for it (HOLD) or not (NO_SLOT)."""
-        ticket.fetches[index] = None
-        ticket.slots[index] = slot
-        ticket.sources[index] = source
+    def land(self, ticket: Ticket, fetches: Iterable[Fetch], slots: Iterable[int]) -> None:
+        """Keys of a ticket became ready, in slots that are pinned for it (HOLD) or not (NO_SLOT)."""
+        for fetch, slot in zip(fetches, slots, strict=False):
+            index = fetch.waiters[ticket]
+            ticket.fetches[index] = None
+            ticket.slots[index] = slot
+            ticket.sources[index] = fetch.tier
 
     def forget(self, fetch: Fetch) -> None:
         """Drop a fetch, unless its key is wanted anew by another one."""
         if self.fetches.get(fetch.key) is fetch:
             del self.fetches[fetch.key]
-
-    def is_current(self, fetch: Fetch) -> bool:
-        """Whether the fetch still stands for its key."""
-        return self.fetches.get(fetch.key) is fetch
 
     def wake(self, ticket: Ticket) -> None:
         """Note that a ticket moved."""
@@ -268,11 +265,13 @@ class TicketBook:
         return woken
 
 
-def by_ticket(fetches: Iterable[Fetch], mode: Mode) -> dict[Ticket, list[Fetch]]:
-    """The waiting tickets of one mode, each with those of the fetches that it waits for."""
+def by_ticket(fetches: Iterable[Fetch]) -> dict[Ticket, list[Fetch]]:
+    """The waiting tickets, each with those of the fetches that it waits for."""
     groups: dict[Ticket, list[Fetch]] = {}
     for fetch in fetches:
         for ticket in fetch.waiters:
-            if ticket.mode is mode:
-                groups.setdefault(ticket, []).append(fetch)
+            if ticket in groups:
+                groups[ticket].append(fetch)
+            else:
+                groups[ticket] = [fetch]
     return groups

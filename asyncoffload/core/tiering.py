@@ -8,31 +8,24 @@ gets exactly one :meth:`TieringPlanner.settle` for each, and names the tickets t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import count
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, repeat
 
-from asyncoffload.core.block_table import Write
 from asyncoffload.core.cascades import Cascades
 from asyncoffload.core.ops import Hurry, Op, OpKind
 from asyncoffload.core.primary import Primary
-from asyncoffload.core.promotions import PromotionQueue
+from asyncoffload.core.promotions import Promotions
+from asyncoffload.core.running import RunningOp, RunningOps
 from asyncoffload.core.tickets import NO_SLOT, PRIMARY, Fetch, FetchState, Mode, Ticket, TicketBook, by_ticket
-from asyncoffload.errors import InternalError
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types import Priority, Status
 
 Hint = Callable[[OffloadKey], bool]
 
 MAX_OP_BLOCKS = 256
-MAX_PROMOTION_BLOCKS = 64
+"""Blocks of one op, and of one piece of planning: more of them at once would keep an event loop waiting."""
+
 EVERY_TIER = -1
-
-
-class _Running(NamedTuple):
-    op: Op
-    fetches: list[Fetch]
-    write: Write | None
 
 
 class TieringPlanner:
@@ -59,15 +52,12 @@ class TieringPlanner:
         self._table = primary.table
         self._hints = tuple(hints)
         self._every_tier = (1 << len(self._hints)) - 1
-        self._max_promoting = max(1, promotion_blocks)
         self._book = TicketBook()
-        self._queue = PromotionQueue()
-        self._cascades = Cascades(self._table, len(self._hints), limit=cascade_blocks, window=clean_window)
         self._to_probe: list[list[Fetch]] = [[] for _ in self._hints]
+        self._promotions = Promotions(primary, promotion_blocks)
+        self._cascades = Cascades(self._table, len(self._hints), limit=cascade_blocks, window=clean_window)
+        self._running = RunningOps()
         self._hurries: list[Hurry] = []
-        self._running: dict[int, _Running] = {}
-        self._op_ids = count(1)
-        self._promoting = 0
         self._shut = False
         self.promoted = [0] * len(self._hints)
         self.refusals: list[dict[Status, int]] = [{} for _ in self._hints]
@@ -93,22 +83,20 @@ class TieringPlanner:
         """Append keys to a ticket that has not been cut; one that has been ignores them."""
         if ticket.cut_at is not None or ticket.closed:
             return
-        base = len(ticket.keys)
-        slots = list(map(self._table.ready.get, keys))
-        missing = [base + index for index, slot in enumerate(slots) if slot is None]
+        ready = self._table.ready
+        missing = [index for index, key in enumerate(keys, len(ticket.keys)) if key not in ready]
         if ticket.mode is Mode.HOLD:
-            self._table.pin([key for key, slot in zip(keys, slots, strict=True) if slot is not None])
-            ticket.slots.extend(NO_SLOT if slot is None else slot for slot in slots)
+            self._table.pin([key for key in keys if key in ready])
+            ticket.slots.extend(ready.get(key, NO_SLOT) for key in keys)
         else:
-            ticket.slots.extend([NO_SLOT] * len(keys))
+            ticket.slots.extend(repeat(NO_SLOT, len(keys)))
         ticket.keys.extend(keys)
-        ticket.sources.extend([PRIMARY] * len(keys))
-        ticket.fetches.extend([None] * len(keys))
-        joined = [self._book.join(ticket, index) for index in missing]
-        for index, (fetch, new) in zip(missing, joined, strict=True):
-            if ticket.cut_at is not None:
-                break
-            self._consider(ticket, index, fetch, new=new)
+        ticket.sources.extend(repeat(PRIMARY, len(keys)))
+        ticket.fetches.extend(repeat(None, len(keys)))
+        if self._shut and missing:
+            self._cut(ticket, missing[0], Status.CANCELLED)
+        else:
+            self._want(ticket, missing)
         self._advance(ticket)
 
     def expire(self, ticket: Ticket, cause: Status = Status.TIMED_OUT) -> None:
@@ -120,28 +108,41 @@ class TieringPlanner:
         """Unpin what the ticket holds and stop wanting the rest; idempotent."""
         self._undo(*self._book.close(ticket))
 
-    def _consider(self, ticket: Ticket, index: int, fetch: Fetch, *, new: bool) -> None:
-        """Decide what a fetch that a ticket has just joined needs."""
-        if self._shut:
-            self._cut(ticket, index, Status.CANCELLED)
-        elif new:
-            if fetch.key in self._table.doomed:
+    def _want(self, ticket: Ticket, missing: Sequence[int]) -> None:
+        """Find out where keys may come from, or join those who have."""
+        new, known = self._book.join(ticket, missing)
+        for index, fetch in known:
+            if ticket in fetch.waiters:  # unless an earlier one has cut the ticket
+                self._share(ticket, index, fetch)
+        doomed, writing = self._table.doomed, self._table.writing
+        for fetch in new:
+            if not fetch.waiters:
+                self._book.forget(fetch)
+            elif fetch.key in doomed:
                 self._miss(fetch)
-            elif fetch.key in self._table.writing:
+            elif fetch.key not in writing:
+                self._seek(fetch)
+            elif ticket.mode is Mode.HOLD:
                 fetch.state = FetchState.STORING
             else:
-                self._seek(fetch)
-        elif fetch.state is FetchState.MISSED:
+                self._cut(ticket, fetch.waiters[ticket], Status.MISSING)
+
+    def _share(self, ticket: Ticket, index: int, fetch: Fetch) -> None:
+        """A ticket has joined others who wait for a fetch."""
+        urgent = ticket.priority < fetch.priority
+        if urgent:
+            fetch.priority = ticket.priority
+        if fetch.state is FetchState.MISSED:
             self._cut(ticket, index, fetch.cause)
+        elif fetch.state is FetchState.STORING and ticket.mode is Mode.LOOK:
+            self._cut(ticket, index, Status.MISSING)
         elif fetch.state is FetchState.PROMOTING and fetch.op is not None:
             fetch.op.unwanted.discard(fetch.key)
             if ticket.priority < fetch.op.priority:
                 fetch.op.priority = ticket.priority
                 self._hurries.append(Hurry(fetch.op.op_id, fetch.op.tier, ticket.priority))
-        elif fetch.state is FetchState.QUEUED and ticket.priority < fetch.line:
-            self._queue.push(fetch)
-        if fetch.state is FetchState.STORING and ticket.mode is Mode.LOOK:
-            self._cut(ticket, index, Status.MISSING)
+        elif fetch.state is FetchState.QUEUED and urgent:
+            self._promotions.push([fetch])
 
     def _cut(self, ticket: Ticket, at: int, cause: Status) -> None:
         self._undo(*self._book.cut(ticket, at, cause))
@@ -158,8 +159,7 @@ class TieringPlanner:
                 self._book.forget(fetch)
 
     def _advance(self, ticket: Ticket) -> None:
-        for fetch in self._book.advance(ticket):
-            self._queue.push(fetch)
+        self._promotions.push(self._book.advance(ticket))
 
     # --- where a block may come from ---
 
@@ -169,26 +169,26 @@ class TieringPlanner:
         if not tiers:
             self._miss(fetch)
             return
-        for ticket, index in list(fetch.waiters.items()):
-            if not ticket.tiers & ~fetch.refused:
-                self._cut(ticket, index, fetch.cause)
-        allowed = [tier for tier in range(len(self._hints)) if tiers >> tier & 1]
-        hinted = next((tier for tier in allowed if self._hints[tier](fetch.key)), None)
-        if hinted is not None:
-            fetch.tier = hinted
-            self._found(fetch)
-        else:
-            fetch.tier = allowed[0]
-            fetch.state = FetchState.PROBING
-            self._to_probe[fetch.tier].append(fetch)
+        if len(fetch.waiters) > 1:
+            for ticket, index in list(fetch.waiters.items()):
+                if not ticket.tiers & ~fetch.refused:
+                    self._cut(ticket, index, fetch.cause)
+        for tier, hint in enumerate(self._hints):
+            if tiers >> tier & 1 and hint(fetch.key):
+                fetch.state, fetch.tier = FetchState.FOUND, tier
+                return
+        fetch.state, fetch.tier = FetchState.PROBING, (tiers & -tiers).bit_length() - 1
+        self._to_probe[fetch.tier].append(fetch)
 
-    def _found(self, fetch: Fetch) -> None:
-        fetch.state = FetchState.FOUND
-        for ticket, index in list(fetch.waiters.items()):
-            if index == ticket.scan:
-                self._advance(ticket)
-            elif index < ticket.scan and ticket.mode is Mode.HOLD and fetch.state is FetchState.FOUND:
-                self._queue.push(fetch)
+    def _reach(self, fetches: Sequence[Fetch]) -> None:
+        """Fetches have moved: so do the tickets that wait for them, and what was found in their reach is queued."""
+        for ticket in by_ticket(fetches):
+            self._advance(ticket)
+        for fetch in fetches:
+            if fetch.state is FetchState.FOUND and any(
+                ticket.mode is Mode.HOLD and index < ticket.scan for ticket, index in fetch.waiters.items()
+            ):
+                self._promotions.push([fetch])
 
     def _miss(self, fetch: Fetch) -> None:
         fetch.state = FetchState.MISSED
@@ -197,14 +197,10 @@ class TieringPlanner:
 
     def _land(self, fetches: Sequence[Fetch]) -> None:
         """Give blocks that became ready to everybody who waits for them."""
-        for ticket, mine in by_ticket(fetches, Mode.HOLD).items():
-            slots = self._table.pin([fetch.key for fetch in mine])
-            for fetch, slot in zip(mine, slots, strict=True):
-                self._book.land(ticket, fetch.waiters[ticket], int(slot), fetch.tier)
-            self._advance(ticket)
-        for ticket, mine in by_ticket(fetches, Mode.LOOK).items():
-            for fetch in mine:
-                self._book.land(ticket, fetch.waiters[ticket], NO_SLOT, fetch.tier)
+        for ticket, mine in by_ticket(fetches).items():
+            hold = ticket.mode is Mode.HOLD
+            slots = self._table.pin([fetch.key for fetch in mine]) if hold else repeat(NO_SLOT)
+            self._book.land(ticket, mine, slots)
             self._advance(ticket)
         for fetch in fetches:
             self._book.forget(fetch)
@@ -213,29 +209,34 @@ class TieringPlanner:
 
     def store_began(self, keys: Sequence[OffloadKey]) -> None:
         """Keys are being written from the device: who wants them waits for that instead of a tier."""
-        for fetch in self._wanted(keys):
-            if fetch.state in (FetchState.PROBING, FetchState.FOUND, FetchState.QUEUED):
-                fetch.state, fetch.tier = FetchState.STORING, PRIMARY
-                for ticket, index in list(fetch.waiters.items()):
-                    if ticket.mode is Mode.LOOK:
-                        self._cut(ticket, index, Status.MISSING)
-                    elif index == ticket.scan:
-                        self._advance(ticket)
+        overtaken = [
+            fetch
+            for fetch in self._wanted(keys)
+            if fetch.state in (FetchState.PROBING, FetchState.FOUND, FetchState.QUEUED)
+        ]
+        for fetch in overtaken:
+            fetch.state, fetch.tier = FetchState.STORING, PRIMARY
+            for ticket, index in list(fetch.waiters.items()):
+                if ticket.mode is Mode.LOOK:
+                    self._cut(ticket, index, Status.MISSING)
+        self._reach(overtaken)
 
     def store_ended(self, keys: Sequence[OffloadKey]) -> None:
         """Writes from the device have ended, well or not: blocks that are ready go to the tiers and to who waits."""
-        ready = [key for key in keys if key in self._table.ready]
-        self._cascades.offer(ready)
-        landed = []
+        ready = self._table.ready
+        self._cascades.offer([key for key in keys if key in ready])
+        landed, failed = [], []
         for fetch in self._wanted(keys):
             if fetch.state is FetchState.MISSED:
-                if fetch.key in self._table.ready:
+                if fetch.key in ready:
                     self._book.forget(fetch)
-            elif fetch.key in self._table.ready:
+            elif fetch.key in ready:
                 landed.append(fetch)
             elif fetch.state is FetchState.STORING:
                 self._seek(fetch)
+                failed.append(fetch)
         self._land(landed)
+        self._reach(failed)
 
     def _wanted(self, keys: Sequence[OffloadKey]) -> list[Fetch]:
         fetches = self._book.fetches
@@ -243,68 +244,46 @@ class TieringPlanner:
 
     # --- ops ---
 
-    def take(self) -> list[Op | Hurry]:
-        """What to start now: one tier call for each op, and advice."""
-        started: list[Op | Hurry] = [*self._take_probes(), *self._take_promotions(), *self._take_cascades()]
-        started.extend(self._hurries)
+    def take(self, max_blocks: int | None = None) -> list[Op | Hurry]:
+        """What to start now: one tier call for each op, and advice.
+
+        Args:
+            max_blocks: stop after an op with which this many blocks are reached; the next call goes on from there.
+        """
+        started: list[Op | Hurry] = [*self._hurries]
         self._hurries.clear()
+        blocks = 0
+        for op in chain(self._take_probes(), self._take_promotions(), self._take_cascades()):
+            started.append(op)
+            blocks += len(op.keys)
+            if max_blocks is not None and blocks >= max_blocks:
+                break
         return started
 
-    def _take_probes(self) -> Iterable[Op]:
+    def _take_probes(self) -> Iterator[Op]:
         for tier, pending in enumerate(self._to_probe):
-            wanted = [f for f in pending if f.state is FetchState.PROBING and f.waiters]
-            pending.clear()
-            for start in range(0, len(wanted), MAX_OP_BLOCKS):
-                yield self._start(OpKind.PROBE, tier, wanted[start : start + MAX_OP_BLOCKS])
+            while pending:
+                asked, pending[:MAX_OP_BLOCKS] = pending[:MAX_OP_BLOCKS], []
+                wanted = [fetch for fetch in asked if fetch.state is FetchState.PROBING and fetch.waiters]
+                if wanted:
+                    yield self._running.fetch(OpKind.PROBE, tier, wanted)
 
-    def _take_promotions(self) -> Iterable[Op]:
-        while (head := self._queue.head()) is not None and self._promoting < self._max_promoting:
-            room = min(self._table.available, self._max_promoting - self._promoting, MAX_PROMOTION_BLOCKS)
-            if room > 0:
-                op = self._promote(room)
-                if op is None:
-                    return
-                yield op
-            elif self._at_standstill():
+    def _take_promotions(self) -> Iterator[Op]:
+        while (head := self._promotions.head) is not None:
+            begun = self._promotions.begin()
+            if begun is not None:
+                fetches, write = begun
+                yield self._running.fetch(OpKind.PROMOTE, fetches[0].tier, fetches, write)
+            elif not self._table.available and self._at_standstill():
                 for ticket, index in list(head.waiters.items()):
                     self._cut(ticket, index, Status.SHED)
             else:
                 return
 
-    def _promote(self, room: int) -> Op | None:
-        """Start the next promotion, of fewer blocks where memory that is still in use keeps slots back."""
-        while room:
-            batch = self._queue.take(room)
-            write = self._primary.begin_store([fetch.key for fetch in batch])
-            if write is not None:
-                self._promoting += len(batch)
-                return self._start(OpKind.PROMOTE, batch[0].tier, batch, write)
-            self._queue.put_back(batch)
-            room = len(batch) // 2
-        return None
-
-    def _take_cascades(self) -> Iterable[Op]:
+    def _take_cascades(self) -> Iterator[Op]:
         self._cascades.clean()
-        for tier, keys, slots in self._cascades.take(MAX_OP_BLOCKS):
-            op = Op(next(self._op_ids), OpKind.CASCADE, tier, keys, slots, Priority.CASCADE)
-            self._running[op.op_id] = _Running(op, [], None)
-            yield op
-
-    def _start(self, kind: OpKind, tier: int, fetches: list[Fetch], write: Write | None = None) -> Op:
-        deadlines = [deadline for fetch in fetches if (deadline := fetch.deadline) is not None]
-        op = Op(
-            next(self._op_ids),
-            kind,
-            tier,
-            [fetch.key for fetch in fetches],
-            [int(slot) for slot in write.slots] if write is not None else (),
-            min(fetch.priority for fetch in fetches),
-            min(deadlines, default=None),
-        )
-        for fetch in fetches:
-            fetch.op = op
-        self._running[op.op_id] = _Running(op, fetches, write)
-        return op
+        while (batch := self._cascades.take(MAX_OP_BLOCKS)) is not None:
+            yield self._running.cascade(*batch)
 
     def _at_standstill(self) -> bool:
         """Whether every slot is held by callers who themselves wait for a slot: nobody will give one back."""
@@ -320,36 +299,39 @@ class TieringPlanner:
         Raises:
             InternalError: the op is not running, or the number of statuses is not that of its keys.
         """
-        running = self._running.pop(op_id, None)
-        if running is None or len(statuses) != len(running.op.keys):
-            raise InternalError(f"op {op_id} settled with {len(statuses)} statuses: {running and running.op!r}")
-        if running.op.kind is OpKind.CASCADE:
-            self._cascades.settle(running.op.tier, running.op.keys, running.op.slots, statuses)
-        elif running.write is None:
-            self._settle_probe(running.op, running.fetches, statuses)
+        running = self._running.end(op_id, statuses)
+        if running.op.kind is OpKind.PROBE:
+            self._settle_probe(running, statuses)
+        elif running.op.kind is OpKind.PROMOTE:
+            self._settle_promotion(running, statuses)
         else:
-            self._settle_promotion(running.op, running.fetches, running.write, statuses)
+            self._cascades.settle(running.op.tier, running.op.keys, running.op.slots, statuses)
 
-    def _settle_probe(self, op: Op, fetches: list[Fetch], statuses: Sequence[Status]) -> None:
-        asking = [
-            (fetch, status)
-            for fetch, status in zip(fetches, statuses, strict=True)
-            if fetch.op is op and fetch.state is FetchState.PROBING and self._book.is_current(fetch)
-        ]
-        for fetch, status in asking:
-            if status is not Status.DONE:
-                self._refuse(fetch, op.tier, status)
-                self._seek(fetch)
-        for fetch, status in asking:
-            if status is Status.DONE and fetch.state is FetchState.PROBING and self._book.is_current(fetch):
-                self._found(fetch)
+    def _settle_probe(self, running: RunningOp, statuses: Sequence[Status]) -> None:
+        op = running.op
+        moved = []
+        for fetch, status in zip(running.fetches, statuses, strict=True):
+            if fetch.op is op and fetch.state is FetchState.PROBING and fetch.waiters:
+                moved.append(fetch)
+                if status is Status.DONE:
+                    fetch.state, fetch.tier = FetchState.FOUND, op.tier
+                else:
+                    self._refuse(fetch, op.tier, status)
+                    self._seek(fetch)
+        self._reach(moved)
 
-    def _settle_promotion(self, op: Op, fetches: list[Fetch], write: Write, statuses: Sequence[Status]) -> None:
-        self._promoting -= len(fetches)
-        ready = set(self._primary.finish_store(write, [status is Status.DONE for status in statuses]))
-        self._table.mark_clean([key for key in op.keys if key in ready], op.tier)
-        self.promoted[op.tier] += len(ready)
+    def _settle_promotion(self, running: RunningOp, statuses: Sequence[Status]) -> None:
+        op, fetches, write = running
+        assert write is not None
+        arrived = self._promotions.end(write, statuses)
+        self._table.mark_clean(arrived, op.tier)
+        self.promoted[op.tier] += len(arrived)
+        if len(arrived) == len(fetches):
+            self._land(fetches)
+            return
+        ready = set(arrived)
         self._land([fetch for fetch in fetches if fetch.key in ready])
+        moved = []
         for fetch, status in zip(fetches, statuses, strict=True):
             if fetch.key in ready:
                 continue
@@ -357,10 +339,12 @@ class TieringPlanner:
                 self._book.forget(fetch)
             elif status is Status.DONE or (status is Status.CANCELLED and fetch.dropped):
                 fetch.dropped = False
-                self._queue.push(fetch)
+                self._promotions.push([fetch])
             else:
                 self._refuse(fetch, op.tier, status)
                 self._seek(fetch)
+                moved.append(fetch)
+        self._reach(moved)
 
     def _refuse(self, fetch: Fetch, tier: int, status: Status) -> None:
         fetch.refuse(tier, status)
@@ -376,15 +360,25 @@ class TieringPlanner:
         """A tier no longer has these blocks."""
         self._table.mark_dirty(keys, tier)
 
+    def reset(self) -> None:
+        """Void every block of the primary, and stop copying them to the tiers."""
+        self._primary.reset()
+        self._drop_cascades()
+
     def shut(self, *, drain: bool = True) -> None:
         """Plan nothing new: open tickets end where they stand, and without ``drain`` cascades are dropped as well."""
         self._shut = True
-        if not drain:
-            self._cascades.close()
-            for running in self._running.values():
-                running.op.unwanted.update(running.op.keys)
         for ticket in list(self._book.open):
             self.expire(ticket, Status.CANCELLED)
+        if not drain:
+            self._cascades.close()
+            self._drop_cascades()
+
+    def _drop_cascades(self) -> None:
+        self._cascades.drop()
+        for op in self._running:
+            if op.kind is OpKind.CASCADE:
+                op.unwanted.update(op.keys)
 
     @property
     def settled(self) -> bool:
@@ -403,5 +397,5 @@ class TieringPlanner:
     def __repr__(self) -> str:
         return (
             f"<TieringPlanner tickets={len(self._book.open)} fetches={len(self._book.fetches)} "
-            f"queued={len(self._queue)} ops={len(self._running)} {self._table!r}>"
+            f"queued={len(self._promotions)} ops={len(self._running)} {self._table!r}>"
         )

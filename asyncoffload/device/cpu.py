@@ -16,8 +16,12 @@ from asyncoffload.core.coalesce import CopyBatch, coalesce
 from asyncoffload.device.batch_copy import MAX_COPIES_PER_CALL, BatchCopy, best_batch_copy
 from asyncoffload.errors import ClosedError, InvalidArgument, TransferError
 
-PIECE_BYTES = 4 << 20
-"""What a thread copies before it looks up: about a millisecond, the longest that a stop has to wait."""
+PIECE_BYTES = 16 << 20
+"""The most a thread copies before it looks up: some milliseconds, the longest that a stop has to wait. Between pieces
+the thread needs the GIL, which costs it 5 ms beside a thread that computes: much smaller pieces would be slow there."""
+
+SHARED_PIECE_BYTES = 1 << 20
+"""Copies of more than this are cut so that every thread has a piece."""
 
 
 class Copy:
@@ -79,7 +83,7 @@ class CPUStream:
 
         Args:
             batch: what to copy. Nobody else may write the memory involved until the copy has ended.
-            keep_alive: owns that memory; referenced as long as the copy is.
+            keep_alive: owns that memory; referenced until the copy has ended.
 
         Raises:
             ClosedError: the engine was closed.
@@ -186,7 +190,9 @@ class CPUCopyEngine:
         self._batch_copy = batch_copy or best_batch_copy()
         self._piece_bytes = piece_bytes
         self._clock = clock
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._ends = threading.Condition(self._lock)
         self._streams: deque[CPUStream] = deque()
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -194,7 +200,7 @@ class CPUCopyEngine:
     def stream(self, name: str) -> CPUStream:
         """A new stream."""
         stream = CPUStream(self, name)
-        with self._changed:
+        with self._lock:
             self._streams.append(stream)
         return stream
 
@@ -203,12 +209,13 @@ class CPUCopyEngine:
 
         Blocks until a thread that is inside a copy comes out of it: let the copies end first.
         """
-        with self._changed:
+        with self._lock:
             self._closed = True
-            for stream in self._streams:
-                for copy in tuple(stream._queue):
-                    self._stop(stream, copy)
-            self._changed.notify_all()
+            queued = [(stream, copy) for stream in self._streams for copy in stream._queue]
+        for stream, copy in queued:
+            self._stop(stream, copy)
+        with self._lock:
+            self._work.notify_all()
         for thread in self._threads:
             thread.join()
         self._threads.clear()
@@ -218,8 +225,10 @@ class CPUCopyEngine:
         return f"CPUCopyEngine({state}, {list(self._streams)})"
 
     def _submit(self, stream: CPUStream, batch: CopyBatch, keep_alive: object) -> Copy:
-        pieces = coalesce(batch, piece_bytes=self._piece_bytes, piece_copies=MAX_COPIES_PER_CALL) or (batch,)
-        with self._changed:
+        share = max(-(-batch.total_bytes // self._n_threads), SHARED_PIECE_BYTES)
+        piece_bytes = min(share, self._piece_bytes)
+        pieces = coalesce(batch, piece_bytes=piece_bytes, piece_copies=MAX_COPIES_PER_CALL) or (batch,)
+        with self._lock:
             if self._closed:
                 raise ClosedError("the copy engine was closed")
             copy = Copy(stream.position + 1, pieces, keep_alive)
@@ -229,7 +238,7 @@ class CPUCopyEngine:
             stream._last = copy
             if len(self._threads) < self._n_threads:
                 self._start_threads()
-            self._changed.notify_all()
+            self._work.notify()
         return copy
 
     def _start_threads(self) -> None:
@@ -239,27 +248,29 @@ class CPUCopyEngine:
             self._threads.append(thread)
 
     def _withdraw(self, stream: CPUStream, copy: Copy) -> bool:
-        with self._changed:
+        with self._lock:
             if copy.started or copy.ended:
                 return False
             self._end(stream, copy)
             return True
 
     def _stop(self, stream: CPUStream, copy: Copy) -> None:
-        with self._changed:
+        with self._lock:
             copy._stopped = True
             if not copy._running and not copy.ended:
                 self._end(stream, copy)
 
     def _join(self, copy: Copy) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: copy.ended)
+        with self._lock:
+            self._ends.wait_for(lambda: copy.ended)
 
     def _end(self, stream: CPUStream, copy: Copy) -> None:
         stream._queue.remove(copy)
         copy.ended_at = self._clock()
         copy.ended = True
-        self._changed.notify_all()
+        copy._keep_alive = None
+        self._ends.notify_all()
+        self._work.notify()
 
     def _serve(self) -> None:
         while (turn := self._next_turn()) is not None:
@@ -274,7 +285,7 @@ class CPUCopyEngine:
             self._piece_ended(stream, copy, error)
 
     def _next_turn(self) -> tuple[CPUStream, Copy, CopyBatch] | None:
-        with self._changed:
+        with self._lock:
             while True:
                 for stream in self._streams:
                     copy = stream._head()
@@ -285,13 +296,16 @@ class CPUCopyEngine:
                         piece = copy._pieces[copy._given_out]
                         copy._given_out += 1
                         copy._running += 1
+                        # Whoever takes a piece wakes one more thread if there is another piece: never a crowd.
+                        if any(other._head() for other in self._streams):
+                            self._work.notify()
                         return stream, copy, piece
                 if self._closed:
                     return None
-                self._changed.wait()
+                self._work.wait()
 
     def _piece_ended(self, stream: CPUStream, copy: Copy, error: TransferError | None) -> None:
-        with self._changed:
+        with self._lock:
             copy._running -= 1
             if error is None:
                 copy._copied += 1

@@ -10,20 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 SHORTEST_SLEEP = 0.001
-LONGEST_SLEEP = 0.02
-SPIN_BEFORE = 0.0005
+LONGEST_SLEEP = 0.005
+SPIN_BEFORE = 0.001
 SPIN_AFTER = 0.0005
+OVERSLEEP = 0.0005
+"""How early a sleep should end: about what timers come late."""
 
 FIRST_GUESS = 4e9
-"""Bytes per second before anything was learned: too slow for most devices, so that the first guess oversleeps little
-and does not spin long."""
+"""Bytes per second before anything was learned."""
+
+SMALL_BYTES = 1 << 20
+"""Below this, how long a transfer takes says more about the way there and back than about bandwidth."""
 
 
 def pause_before_query(now: float, expected_ends: Iterable[float]) -> float:
     """Seconds to sleep before the next query; 0.0 means one turn of the event loop.
 
-    The pause spins in a window around the earliest expected end. Before it, it sleeps up to it; after it, the
-    expectation was wrong, and the pause grows with the lateness. Sleeps last 1 to 20 ms.
+    Around the earliest expected end, and while no sleep would be over before it, the poller spins. Earlier it sleeps
+    up to that window; later the expectation was wrong, and the pause grows with the lateness. Sleeps last 1 to 5 ms.
 
     Args:
         now: seconds.
@@ -32,25 +36,29 @@ def pause_before_query(now: float, expected_ends: Iterable[float]) -> float:
     left = min(expected_ends) - now
     if -SPIN_AFTER <= left <= SPIN_BEFORE:
         return 0.0
-    wait = left - SPIN_BEFORE if left > 0 else -left / 4
+    wait = left - OVERSLEEP if left > 0 else -left / 4
     return min(max(wait, SHORTEST_SLEEP), LONGEST_SLEEP)
 
 
 class Pace:
-    """How fast a stream moves bytes: an exponentially weighted mean of what was observed."""
+    """How long the transfers of a stream take: a delay that all have, and their bytes at a bandwidth.
+
+    Both are exponentially weighted means of what was observed: the delay of small transfers, the bandwidth of others.
+    """
 
     def __init__(self) -> None:
-        self.bytes_per_second = FIRST_GUESS
-        self._learned = False
+        self.delay = 0.0
+        self.seconds_per_byte = 1 / FIRST_GUESS
 
     def learn(self, nbytes: int, seconds: float) -> None:
         """Take in that ``nbytes`` took ``seconds``."""
-        if nbytes <= 0 or seconds <= 0:
-            return
-        observed = nbytes / seconds
-        self.bytes_per_second = (3 * self.bytes_per_second + observed) / 4 if self._learned else observed
-        self._learned = True
+        if nbytes < SMALL_BYTES:
+            observed = max(seconds - nbytes * self.seconds_per_byte, 0.0)
+            self.delay += (observed - self.delay) / 4
+        else:
+            observed = max(seconds - self.delay, 0.0) / nbytes
+            self.seconds_per_byte += (observed - self.seconds_per_byte) / 4
 
     def seconds_for(self, nbytes: int) -> float:
         """How long ``nbytes`` should take."""
-        return nbytes / self.bytes_per_second
+        return self.delay + nbytes * self.seconds_per_byte

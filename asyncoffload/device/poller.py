@@ -19,7 +19,8 @@ class _Watch:
     event: DeviceEvent
     position: int
     nbytes: int
-    since: float
+    start: float
+    not_ended_at: float
     ended: asyncio.Future[TransferError | None]
 
 
@@ -31,7 +32,14 @@ class _Stream:
 
     def expected_end(self) -> float:
         oldest = self.watches[0]
-        return max(oldest.since, self.last_end) + self.pace.seconds_for(oldest.nbytes)
+        return max(oldest.start, self.last_end) + self.pace.seconds_for(oldest.nbytes)
+
+    def learn(self, watch: _Watch, now: float) -> None:
+        """The watched work ended between the last query that said no and now. Take the middle: with ``now``, an
+        estimate that makes the poller oversleep would confirm itself for ever."""
+        start = max(watch.start, self.last_end)
+        self.last_end = max((watch.not_ended_at + now) / 2, start)
+        self.pace.learn(watch.nbytes, self.last_end - start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,8 @@ class EventPoller:
             self._loop = loop
         elif self._loop is not loop:
             raise WrongLoopError("the event poller belongs to another event loop: make one per loop")
-        watch = _Watch(event, position, nbytes, self._clock(), loop.create_future())
+        now = self._clock()
+        watch = _Watch(event, position, nbytes, now, now, loop.create_future())
         known = self._streams.setdefault(stream, _Stream())
         insort(known.watches, watch, key=lambda other: other.position)
         self._arm()
@@ -166,10 +175,9 @@ class EventPoller:
                     self._queries += 1
                     passed, error = probe(watch.event)
                     if not passed:
+                        watch.not_ended_at = self._clock()
                         break
-                    now = self._clock()
-                    stream.pace.learn(watch.nbytes, now - max(watch.since, stream.last_end))
-                    stream.last_end = now
+                    stream.learn(watch, self._clock())
                     self._settle(watch, error)
                 stream.watches.popleft()
         self._arm()

@@ -85,7 +85,7 @@ class CPUOffloadingManager(OffloadingManager):
 
     async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> int:  # noqa: ARG002
         self._check_open()
-        return self._plan(self._primary.lookup, _batch(keys))
+        return self._plan(self._primary.lookup, _sequence(keys))
 
     async def touch(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> None:  # noqa: ARG002
         self._check_open()
@@ -93,10 +93,10 @@ class CPUOffloadingManager(OffloadingManager):
 
     async def prepare_load(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> CPULoadStoreSpec:  # noqa: ARG002
         self._check_open()
-        return self._plan(self._primary.prepare_load, _batch(keys))
+        return self._plan(self._primary.prepare_load, _sequence(keys))
 
     async def complete_load(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> None:  # noqa: ARG002
-        self._plan(self._primary.complete_load, _batch(keys))
+        self._plan(self._primary.complete_load, _sequence(keys))
 
     async def prepare_store(
         self,
@@ -104,7 +104,7 @@ class CPUOffloadingManager(OffloadingManager):
         ctx: RequestContext = ANONYMOUS,  # noqa: ARG002
     ) -> PrepareStoreOutput | None:
         self._check_open()
-        return self._plan(self._prepare_store, _batch(keys))
+        return self._plan(self._prepare_store, _sequence(keys))
 
     async def complete_store(
         self,
@@ -114,7 +114,7 @@ class CPUOffloadingManager(OffloadingManager):
         *,
         spec: CPULoadStoreSpec | None = None,
     ) -> None:
-        self._plan(self._complete_store, _batch(keys), success, spec)
+        self._plan(self._complete_store, _sequence(keys), success, spec)
 
     # ---- leases
 
@@ -127,7 +127,7 @@ class CPUOffloadingManager(OffloadingManager):
         streaming: bool = False,  # noqa: ARG002
     ) -> AsyncIterator[LoadLease]:
         self._check_open()
-        pins = self._plan(self._primary.begin_load, _batch(keys))
+        pins = self._plan(self._primary.begin_load, _sequence(keys))
         with self._held(
             LoadLease(pins.keys, slots_spec(pins.slots)), lambda _: self._primary.finish_load(pins)
         ) as lease:
@@ -138,7 +138,7 @@ class CPUOffloadingManager(OffloadingManager):
         self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS, *, wait: bool = False
     ) -> AsyncIterator[StoreLease]:
         self._check_open()
-        keys = _batch(keys)
+        keys = _sequence(keys)
         wanted = self._plan(self._primary.offer, keys)
         write = None if wait and self._must_queue(wanted) else self._plan(self._begin_store, wanted, keys)
         if write is None:
@@ -323,7 +323,11 @@ class CPUOffloadingManager(OffloadingManager):
         return f"<{type(self).__name__} {state}: {len(self._room)} waiting for room, {self._primary.table!r}>"
 
 
+def _sequence(keys: Sequence[OffloadKey]) -> Sequence[OffloadKey]:
+    return keys if isinstance(keys, (list, tuple)) else tuple(keys)
+
+
 def _batch(keys: Sequence[OffloadKey]) -> Sequence[OffloadKey]:
-    """The keys as a sequence of ``bytes``; what else is wrong with them is for the calls that hold blocks to find."""
-    batch = keys if isinstance(keys, (list, tuple)) else tuple(keys)
+    """The keys of a call that ignores what it does not know; all of them ``bytes``, at least."""
+    batch = _sequence(keys)
     return batch if set(map(type, batch)) <= BYTES else checked_keys(batch)

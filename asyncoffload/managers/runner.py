@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from asyncoffload.core.ops import Hurry, Op, OpKind
+from asyncoffload.keys import OffloadKey
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.tiers.complaints import Complaints
-from asyncoffload.types import LookupResult, RequestContext, Status, TransferJob
+from asyncoffload.types import LookupResult, OffloadingEvent, RequestContext, Status, TransferJob
 
 logger = logging.getLogger(__name__)
 
@@ -53,25 +54,49 @@ class OpRunner:
             statuses = await self._probe(tier, op) if op.kind is OpKind.PROBE else await self._transfer(tier, op)
             if len(statuses) == len(op.keys):
                 return statuses
-            self._complain(tier, op, f"answered for {len(statuses)} of {len(op.keys)} keys")
+            self._complain(tier, op.kind.value, f"answered for {len(statuses)} of {len(op.keys)} keys")
         except TimeoutError as error:
             trouble = Status.TIMED_OUT
-            self._complain(tier, op, repr(error))
+            self._complain(tier, op.kind.value, repr(error))
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            self._complain(tier, op, f"cancelled itself: {error!r}")
+            self._complain(tier, op.kind.value, f"cancelled itself: {error!r}")
         except Exception as error:  # whatever a tier raises is a failure of that tier, not of the stack above it
-            self._complain(tier, op, repr(error))
+            self._complain(tier, op.kind.value, repr(error))
         return [trouble] * len(op.keys)
 
     def hurry(self, advice: Hurry) -> None:
         """Pass on that a more urgent caller waits for a running op."""
         job = self._jobs.get(advice.op_id)
         if job is not None:
+            tier = self._tiers[advice.tier]
             job.priority = advice.priority
-            self._tiers[advice.tier].hurry(job.job_id, advice.priority)
+            try:
+                tier.hurry(job.job_id, advice.priority)
+            except Exception as error:
+                self._complain(tier, "hurry", repr(error))
+
+    def hint_of(self, tier: SecondaryTierManager) -> Callable[[OffloadKey], bool]:
+        """The tier's ``hint``; where it raises, the tier does not know."""
+
+        def hint(key: OffloadKey) -> bool:
+            try:
+                return tier.hint(key)
+            except Exception as error:
+                self._complain(tier, "hint", repr(error))
+                return False
+
+        return hint
+
+    def take_events(self, tier: int) -> Sequence[OffloadingEvent]:
+        """What appeared in a tier and left it since the last call."""
+        try:
+            return self._tiers[tier].take_events()
+        except Exception as error:
+            self._complain(self._tiers[tier], "take_events", repr(error))
+            return ()
 
     async def _probe(self, tier: SecondaryTierManager, op: Op) -> list[Status]:
         answers = await tier.lookup(op.keys, RequestContext(priority=op.priority, deadline=op.deadline))
@@ -89,9 +114,11 @@ class OpRunner:
         if broken:
             first = broken[0]
             self._complain(
-                tier, op, f"{len(broken)} of {len(op.keys)} blocks {first.status.value}, the first: {first.error}"
+                tier,
+                op.kind.value,
+                f"{len(broken)} of {len(op.keys)} blocks {first.status.value}, the first: {first.error}",
             )
         return [outcome.status for outcome in result.outcomes]
 
-    def _complain(self, tier: SecondaryTierManager, op: Op, what: str) -> None:
-        self._complaints.add(f"{tier.tier_type} {op.kind.value}", f"tier {tier.tier_type}: {op.kind.value}: {what}")
+    def _complain(self, tier: SecondaryTierManager, call: str, what: str) -> None:
+        self._complaints.add(f"{tier.tier_type} {call}", f"tier {tier.tier_type}: {call}: {what}")

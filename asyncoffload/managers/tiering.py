@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from asyncoffload.aio.waiting import outlive
@@ -19,9 +20,13 @@ from asyncoffload.managers.runner import OpRunner
 from asyncoffload.managers.tiered_lease import TieredLoadLease
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.tiers.base import SecondaryTierManager
-from asyncoffload.types import ANONYMOUS, CPULoadStoreSpec, RequestContext, Status
+from asyncoffload.types import ANONYMOUS, CPULoadStoreSpec, OffloadingEvent, RequestContext, Status
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_PROMOTION_BYTES = 256 << 20
+LONG_CLOSE = 10.0
+"""Seconds after which closing says what it is waiting for."""
 
 
 class TieringOffloadingManager(CPUOffloadingManager):
@@ -77,15 +82,17 @@ class TieringOffloadingManager(CPUOffloadingManager):
             raise ConfigError(
                 f"every tier needs a name of its own, and none is {CPULoadStoreSpec.medium()}: {self._names}"
             )
+        self._runner = OpRunner(tiers, region, clock=clock)
+        quarter = max(1, region.n_slots // 4)
         self._planner = TieringPlanner(
             self._primary,
-            [tier.hint for tier in tiers],
+            [self._runner.hint_of(tier) for tier in tiers],
             promotion_blocks=promotion_bytes // region.slot_bytes,
-            cascade_blocks=max(1, region.n_slots // 4) if cascade_blocks is None else cascade_blocks,
+            cascade_blocks=quarter if cascade_blocks is None else cascade_blocks,
+            clean_window=min(quarter, MAX_OP_BLOCKS),
         )
-        self._runner = OpRunner(tiers, region, clock=clock)
-        self._running: dict[asyncio.Task[None], Op] = {}
-        self._moves: dict[Ticket, asyncio.Future[None]] = {}
+        self._running: dict[Op, asyncio.Task[None]] = {}
+        self._moves: dict[Ticket, asyncio.Event] = {}
         self._settled = asyncio.Event()
         self._pump_armed = False
 
@@ -96,15 +103,17 @@ class TieringOffloadingManager(CPUOffloadingManager):
 
         At the deadline it answers with what it knows by then.
         """
+        tiers = self._allowed(ctx)
         ready = await super().lookup(keys, ctx)
-        if ready == len(keys) or not self._tiers:
+        if ready == len(keys) or not tiers:
             return ready
-        async with self._ticket(keys[ready:], Mode.LOOK, ctx) as ticket:
+        async with self._ticket(checked_keys(keys[ready:]), Mode.LOOK, ctx) as ticket:
             await self._until_done(ticket)
             return ready + ticket.pos
 
     async def prepare_load(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> CPULoadStoreSpec:
         self._check_open()
+        keys = checked_keys(keys)
         if self._primary.lookup(keys) == len(keys):
             return await super().prepare_load(keys, ctx)
         async with self._ticket(keys, Mode.HOLD, ctx) as ticket:
@@ -115,6 +124,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
     async def loading(
         self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS, *, streaming: bool = False
     ) -> AsyncIterator[TieredLoadLease]:
+        keys = checked_keys(keys)
         async with self._ticket(keys, Mode.HOLD, ctx) as ticket:
             if not streaming:
                 await self._until_done(ticket)
@@ -132,39 +142,64 @@ class TieringOffloadingManager(CPUOffloadingManager):
         Cancellation: leaves at once; the cascades go on.
         """
         self._check_open()
-        if not self._planner.settled:
-            self._settled.clear()
-            await self._settled.wait()
+        await self._until_settled()
+
+    async def take_events(self) -> Sequence[OffloadingEvent]:
+        self._plan(self._take_tier_events, range(len(self._tiers)))
+        return await super().take_events()
+
+    async def reset(self) -> None:
         self._check_open()
+        self._plan(self._planner.reset)
 
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:
         """Take no new work and end all waiting; cascades finish within ``drain_timeout``, promotions are dropped.
 
+        Who waits in ``lookup`` or ``loading`` goes on with what it has, who waits for room gets ``ClosedError``.
+
         Raises:
-            TierUnavailable: a tier still works on slots ``timeout`` seconds later; their memory must stay.
+            TierUnavailable: a tier still works on slots ``timeout`` seconds later; their memory must stay. Closing
+                again waits again.
 
         Cancellation: cascades are dropped as well, what runs is still awaited, then the cancellation is raised.
         """
-        await super().aclose()
-        if self._failure is None:
+        self._own_loop()
+        self._closed = True
+        self._room.fail(self._closed_error)
+        with suppress(InternalError):  # a broken plan has told everybody already; what runs must still be awaited
             self._plan(self._planner.shut)
-        await outlive(asyncio.ensure_future(self._close(drain, drain_timeout, timeout)), self._drop_cascades)
+        try:
+            await outlive(asyncio.ensure_future(self._close(drain, drain_timeout, timeout)), self._drop_cascades)
+        finally:
+            self._hub.close()
 
     async def _close(self, drain: bool, drain_timeout: float, timeout: float | None) -> None:
-        if self._running and drain:
-            await asyncio.wait(self._running, timeout=drain_timeout)
-        self._drop_cascades()
-        if self._running:
-            await asyncio.wait(self._running, timeout=timeout)
+        warning = asyncio.get_running_loop().call_later(LONG_CLOSE, self._say_what_runs)
+        try:
+            if drain:
+                with suppress(TimeoutError, InternalError):
+                    async with asyncio.timeout(drain_timeout):
+                        await self._until_settled()
+            self._drop_cascades()
+            if self._running:
+                await asyncio.wait(self._running.values(), timeout=timeout)
+        finally:
+            warning.cancel()
         if self._running:
             raise TierUnavailable(
-                f"tiers still work {timeout} s after closing, leave their memory alone and close again: "
-                + ", ".join(f"{self._names[op.tier]} {op!r}" for op in self._running.values())
+                f"after {timeout} s these still work on slots, leave their memory alone and close again: "
+                + self._what_runs()
             )
 
     def _drop_cascades(self) -> None:
-        if self._failure is None:
+        with suppress(InternalError):
             self._plan(self._planner.shut, drain=False)
+
+    def _say_what_runs(self) -> None:
+        logger.warning("closing waits for %s", self._what_runs())
+
+    def _what_runs(self) -> str:
+        return ", ".join(f"{self._names[op.tier]} {op!r}" for op in self._running)
 
     def tier_counts(self) -> dict[str, dict[str, int]]:
         """Per tier: blocks promoted, cascades by their outcome, and blocks it could not give, by status."""
@@ -179,8 +214,8 @@ class TieringOffloadingManager(CPUOffloadingManager):
         }
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open"
-        return f"<{type(self).__name__} {state}, tiers {', '.join(self._names) or 'none'}, {self._planner!r}>"
+        state = "broken" if self._failure is not None else "closed" if self._closed else "open"
+        return f"<{type(self).__name__} {state}, tiers {', '.join(self._names) or 'none'}: {self._planner!r}>"
 
     # ---- tickets
 
@@ -188,7 +223,6 @@ class TieringOffloadingManager(CPUOffloadingManager):
     async def _ticket(self, keys: Sequence[OffloadKey], mode: Mode, ctx: RequestContext) -> AsyncIterator[Ticket]:
         """A ticket that is closed whatever happens; long ones are opened piece by piece, so that the loop breathes."""
         self._check_open()
-        keys = checked_keys(keys)
         tiers = self._allowed(ctx)
         ticket = self._plan(
             self._planner.open, keys[:MAX_OP_BLOCKS], mode, ctx.priority, tiers=tiers, deadline=ctx.deadline
@@ -199,8 +233,9 @@ class TieringOffloadingManager(CPUOffloadingManager):
                 self._plan(self._planner.extend, ticket, keys[start : start + MAX_OP_BLOCKS])
             yield ticket
         finally:
-            if self._failure is None:
+            with suppress(InternalError):  # a broken plan holds nothing that could still be given back
                 self._plan(self._planner.close, ticket)
+            self._announce(ticket)
 
     def _allowed(self, ctx: RequestContext) -> int:
         if ctx.tiers is None:
@@ -216,14 +251,28 @@ class TieringOffloadingManager(CPUOffloadingManager):
     async def _until_moved(self, ticket: Ticket) -> None:
         """Wait until the ticket's prefix has moved or ended; at its deadline it ends."""
         patience = None if ticket.deadline is None else ticket.deadline - self._clock()
-        moved = self._moves[ticket] = asyncio.get_running_loop().create_future()
+        moved = self._moves.setdefault(ticket, asyncio.Event())
         try:
             async with asyncio.timeout(patience):
-                await moved
+                await moved.wait()
         except TimeoutError:
             self._plan(self._planner.expire, ticket, Status.TIMED_OUT)
-        finally:
-            self._moves.pop(ticket, None)
+        self._check_intact()
+
+    async def _until_settled(self) -> None:
+        if not self._plan(lambda: self._planner.settled):
+            self._settled.clear()
+            await self._settled.wait()
+            self._check_intact()
+
+    def _announce(self, ticket: Ticket) -> None:
+        moved = self._moves.pop(ticket, None)
+        if moved is not None:
+            moved.set()
+
+    def _check_intact(self) -> None:
+        if self._failure is not None:
+            raise self._internal_error() from self._failure
 
     # ---- ops
 
@@ -240,23 +289,34 @@ class TieringOffloadingManager(CPUOffloadingManager):
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Start what the planner wants started: once per loop iteration, so that who asks together shares probes."""
+        """Start what the planner wants started, once per loop iteration, so that who asks together shares probes.
+
+        It starts a bounded number of blocks and comes again as long as there is something to do.
+        """
         self._pump_armed = False
+        if self._failure is not None:
+            return
         try:
-            for item in self._planner.take():
+            started = self._planner.take(MAX_OP_BLOCKS)
+            woken = self._planner.take_woken()
+            for item in started:
                 if isinstance(item, Hurry):
                     self._runner.hurry(item)
                 else:
-                    self._running[asyncio.ensure_future(self._conduct(item))] = item
-            for ticket in self._planner.take_woken():
-                moved = self._moves.pop(ticket, None)
-                if moved is not None and not moved.done():
-                    moved.set_result(None)
+                    self._start(item)
+            for ticket in woken:
+                self._announce(ticket)
             if self._planner.settled:
                 self._settled.set()
-            super()._after_change()
+            if started or woken:
+                self._after_change()
         except Exception as error:  # a broken plan must reach everybody who waits for it
             self._fail(error)
+
+    def _start(self, op: Op) -> None:
+        task = asyncio.ensure_future(self._conduct(op))
+        if not task.done():  # an eager task may be
+            self._running[op] = task
 
     async def _conduct(self, op: Op) -> None:
         """Run one op in a task of the manager, never in a caller's, and settle it exactly once."""
@@ -264,24 +324,25 @@ class TieringOffloadingManager(CPUOffloadingManager):
         try:
             statuses = await self._runner.run(op)
         finally:
-            task = asyncio.current_task()
-            if task is not None:
-                self._running.pop(task, None)
-            if self._failure is None:
-                with suppress(InternalError):  # whoever waits has been told
-                    self._plan(self._settle, op, statuses)
+            self._running.pop(op, None)
+            with suppress(InternalError):  # whoever waits has been told
+                self._plan(self._settle, op, statuses)
 
     def _settle(self, op: Op, statuses: Sequence[Status]) -> None:
         self._planner.settle(op.op_id, statuses)
-        for event in self._tiers[op.tier].take_events():
-            if event.removed:
-                self._planner.forget(op.tier, event.keys)
-            self._hub.publish([event])
+        self._take_tier_events([op.tier])
+
+    def _take_tier_events(self, tiers: Iterable[int]) -> None:
+        for tier in tiers:
+            for event in self._runner.take_events(tier):
+                if event.removed:
+                    self._planner.forget(tier, event.keys)
+                self._hub.publish([event])
 
     def _fail(self, error: Exception) -> None:
         super()._fail(error)
-        for moved in self._moves.values():
-            if not moved.done():
-                moved.set_exception(self._internal_error())
-        self._moves.clear()
+        for op in self._running:
+            op.unwanted.update(op.keys)
+        for ticket in list(self._moves):
+            self._announce(ticket)
         self._settled.set()

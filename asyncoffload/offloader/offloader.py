@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from itertools import count
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
-from asyncoffload.aio.waiting import outlive
+import torch
+
 from asyncoffload.config import OffloaderSettings
 from asyncoffload.core.policies import EvictionPolicy
-from asyncoffload.errors import CapacityError, InternalError, TransferError
+from asyncoffload.errors import CapacityError, ClosedError, TransferError
 from asyncoffload.keys import OffloadKey, checked_keys, scoped
-from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY, OffloadingManager
+from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY
 from asyncoffload.managers.events import EventSubscription
 from asyncoffload.managers.tiering import TieringOffloadingManager
-from asyncoffload.offloader.addressing import DeviceBlocks
+from asyncoffload.memory.region import HostRegion
+from asyncoffload.offloader.addressing import DeviceBlocks, DeviceMap
+from asyncoffload.offloader.copies import Copies
+from asyncoffload.offloader.pipeline import Stretch, pipeline
 from asyncoffload.offloader.results import LoadResult, OffloaderStats, StoreResult
 from asyncoffload.offloader.wiring import KVCaches, grouped, layout_of, policy_for, region_for, tiers_for
 from asyncoffload.tiers.base import SecondaryTierManager
@@ -30,13 +35,14 @@ from asyncoffload.types import (
     RequestContext,
     Status,
 )
-from asyncoffload.workers.base import Transfer
+from asyncoffload.workers.base import OffloadingHandler
 from asyncoffload.workers.device_host import DeviceHostHandler
 from asyncoffload.workers.worker import OffloadingWorker
 
 WINDOW_SLICES = 4
 
 TierFactory = Callable[[KVLayout, memoryview], SecondaryTierManager]
+HandlerFactory = Callable[[Sequence[Sequence[torch.Tensor]], HostRegion, KVLayout], OffloadingHandler]
 
 
 class Offloader:
@@ -54,9 +60,12 @@ class Offloader:
         kv_caches: the layer tensors, shape ``(num_blocks, ...)``; or one list of them per KV-cache group.
         policy: an eviction policy of one's own, instead of the one that the settings name.
         tiers: tiers of one's own, behind those of the settings: called with the layout and the primary's slots.
+        handler: makes what copies between device blocks and slots, from the tensors by group, the region of slots and
+            the layout; by default threads of this process do, for tensors in host memory.
 
     Raises:
         ConfigError: settings are wrong, or do not fit the tensors.
+        InvalidArgument: the tensors cannot be copied block by block.
         CapacityError: the host memory cannot be had.
     """
 
@@ -67,10 +76,11 @@ class Offloader:
         kv_caches: KVCaches,
         policy: EvictionPolicy | None = None,
         tiers: Sequence[TierFactory] = (),
+        handler: HandlerFactory | None = None,
     ) -> None:
         if not isinstance(settings, OffloaderSettings):
             settings = OffloaderSettings.parse(settings)
-        policy = policy or policy_for(settings)
+        policy = policy_for(settings) if policy is None else policy
         groups = grouped(kv_caches)
         self._layout = layout_of(settings, groups)
         self._region = region_for(settings, self._layout)
@@ -85,13 +95,16 @@ class Offloader:
             promotion_bytes=settings.promotion_bytes,
             cascade_blocks=settings.cascade_blocks,
         )
-        handler = DeviceHostHandler(groups, self._region, self._layout, copy_threads=settings.copy_threads)
+        make_handler = handler or partial(DeviceHostHandler, copy_threads=settings.copy_threads)
+        copier = make_handler(groups, self._region, self._layout)
         self._worker = OffloadingWorker()
-        self._worker.register_handler(GPULoadStoreSpec, CPULoadStoreSpec, handler)
-        self._worker.register_handler(CPULoadStoreSpec, GPULoadStoreSpec, handler)
+        self._worker.register_handler(GPULoadStoreSpec, CPULoadStoreSpec, copier)
+        self._worker.register_handler(CPULoadStoreSpec, GPULoadStoreSpec, copier)
+        self._device = DeviceMap([len(layers[0]) for layers in groups], self._layout.block_size_factor)
         self._slice = min(settings.slice_blocks, self._region.n_slots)
         self._window = max(1, min(WINDOW_SLICES * self._slice, self._region.n_slots // 2))
-        self._job_ids = count(1)
+        self._writing = 0
+        self._written = asyncio.Event()
         self._closed = False
 
     @property
@@ -104,15 +117,27 @@ class Offloader:
 
         Raises:
             ConfigError, TierUnavailable: what a tier found.
+            ClosedError: the offloader was closed.
         """
+        self._check_open()
         for tier in self._tiers:
             await tier.start()
 
     # ---- the three verbs
 
     async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> int:
-        """How many of the leading blocks some tier holds. Advice: it moves nothing and may be outdated at once."""
-        return await self._manager.lookup(_scoped(keys, ctx), ctx)
+        """How many of the leading blocks some tier holds. Advice: it moves nothing and may be outdated at once.
+
+        Raises:
+            InvalidArgument: keys are malformed.
+            ClosedError: the offloader was closed.
+
+        Cancellation: leaves at once.
+        """
+        self._check_open()
+        keys = _scoped(keys, ctx)
+        self._device.groups_of(keys)
+        return await self._manager.lookup(keys, ctx)
 
     async def load(
         self, keys: Sequence[OffloadKey], device_blocks: Sequence[int] | Int32s, ctx: RequestContext = ANONYMOUS
@@ -124,40 +149,27 @@ class Offloader:
         Raises:
             InvalidArgument: keys or device blocks are malformed; nothing was moved.
             TransferError: a copy to the device failed; the device blocks are undefined.
-            ClosedError: the offloader was closed.
+            ClosedError: the offloader was closed; the device blocks are undefined.
 
         Cancellation: returns, by raising, only when nothing touches the device blocks any more; their content is
         undefined then.
         """
+        self._check_open()
         keys = _scoped(keys, ctx)
-        blocks = DeviceBlocks(self._layout, keys, device_blocks)
+        blocks = self._device.blocks_of(keys, device_blocks, distinct=True)
         await self._manager.touch(keys, ctx)
         by_tier: Counter[str] = Counter()
         start, stopped_by = 0, None
-        windows: list[asyncio.Task[None]] = []
-        try:
+        async with pipeline(partial(self._load_stretch, blocks, ctx)) as stretches:
             while start < len(keys) and stopped_by is None:
-                window = keys[start : start + self._window]
-                secured: asyncio.Future[_Secured | None] = asyncio.get_running_loop().create_future()
-                windows.append(asyncio.ensure_future(self._load_window(window, start, blocks, ctx, secured)))
-                got = await secured
-                # While one window is copied the next may be promoted, but no more than that.
-                await _ended(windows[-2:-1] if got else windows[-1:])
-                if got is None:
-                    raise InternalError(f"the load of {len(window)} blocks ended without a result")
+                got = await stretches.advance(Stretch(keys[start : start + self._window], start))
                 start += got.blocks
                 by_tier.update(got.by_tier)
                 stopped_by = got.stopped_by
                 if stopped_by is Status.SHED and got.blocks:
-                    # Out of slots, not out of blocks: go on with those that this window gives back.
+                    # Out of slots, not out of blocks: go on with those that this stretch gives back.
                     stopped_by = None
-                    await _ended(windows[-1:])
-            await _ended(windows)
-        except BaseException:
-            for task in windows:
-                task.cancel()
-            await outlive(asyncio.gather(*windows, return_exceptions=True))
-            raise
+                    await stretches.drain()
         return LoadResult(start, dict(by_tier), stopped_by)
 
     async def store(
@@ -176,24 +188,19 @@ class Offloader:
         Cancellation: returns, by raising, only when nothing reads the device blocks any more. Slices that were
         complete by then stay stored.
         """
+        self._check_open()
         keys = _scoped(keys, ctx)
-        blocks = DeviceBlocks(self._layout, keys, device_blocks)
-        stored = present = shed = 0
-        for start in range(0, len(keys), self._slice):
-            part = keys[start : start + self._slice]
-            try:
-                async with self._manager.storing(part, ctx, wait=True) as lease:
-                    positions = {key: start + index for index, key in enumerate(part)}
-                    device, host = blocks.specs([positions[key] for key in lease.keys], lease.spec)
-                    if lease.keys:
-                        await self._worker.transfer(next(self._job_ids), (device, host))
-                    stored += len(lease.keys)
-                    present += len(part) - len(lease.keys)
-            except CapacityError:
-                shed = len(keys) - start
-                break
+        blocks = self._device.blocks_of(keys, device_blocks, distinct=False)
+        stored = seen = 0
+        async with pipeline(partial(self._store_stretch, blocks, ctx)) as stretches:
+            while seen < len(keys):
+                part = await stretches.advance(Stretch(keys[seen : seen + self._slice], seen))
+                if part.stopped_by is not None:
+                    break
+                seen += len(part.keys)
+                stored += part.blocks
         await self._manager.touch(keys, ctx)
-        return StoreResult(stored, present, shed)
+        return StoreResult(stored, seen - stored, len(keys) - seen)
 
     # ---- the whole
 
@@ -227,11 +234,13 @@ class Offloader:
         """
         self._closed = True
         failure: BaseException | None = None
-        parts: list[OffloadingManager | OffloadingWorker | SecondaryTierManager] = [self._manager, self._worker]
-        for part in parts + self._tiers:
+        closings: list[Callable[..., Awaitable[None]]] = [self._close_copies, self._manager.aclose]
+        for close in [*closings, *(tier.aclose for tier in self._tiers)]:
             try:
-                await part.aclose(drain=drain and failure is None, drain_timeout=drain_timeout, timeout=timeout)
-            except (Exception, asyncio.CancelledError) as error:
+                await close(drain=drain and failure is None, drain_timeout=drain_timeout, timeout=timeout)
+            except asyncio.CancelledError as error:
+                failure = error
+            except Exception as error:
                 failure = failure or error
         self._region.close()
         if failure is not None:
@@ -254,65 +263,65 @@ class Offloader:
         state = "closed" if self._closed else "open"
         return f"<Offloader {state}: {self._region!r}, {self._worker!r}, {self._manager!r}>"
 
-    # ---- loading
+    # ---- inside
 
-    async def _load_window(
-        self,
-        keys: Sequence[OffloadKey],
-        start: int,
-        blocks: DeviceBlocks,
-        ctx: RequestContext,
-        secured: asyncio.Future[_Secured | None],
-    ) -> None:
-        """Promote some keys and copy each part to the device as it arrives; tells when the last has been promoted."""
-        transfers: list[Transfer] = []
+    async def _load_stretch(self, blocks: DeviceBlocks, ctx: RequestContext, stretch: Stretch) -> None:
+        """Promote the keys of a stretch, and copy each part to the device as it arrives."""
+        end = stretch.start
+        async with self._manager.loading(stretch.keys, ctx, streaming=True) as lease, self._copies() as copies:
+            async for part in lease.parts():
+                start, end = end, end + len(part.keys)
+                device, host = blocks.specs(slice(start, end), part.spec)
+                copies.submit(host, device)
+            stretch.secure(len(lease.keys), by_tier=lease.by_tier, stopped_by=lease.stopped_by)
+
+    async def _store_stretch(self, blocks: DeviceBlocks, ctx: RequestContext, stretch: Stretch) -> None:
+        """Copy those of the keys of a stretch that are absent into the primary."""
         try:
-            async with self._manager.loading(keys, ctx, streaming=True) as lease:
-                try:
-                    async for part in lease.parts():
-                        device, host = blocks.specs(slice(start, start + len(part.keys)), part.spec)
-                        transfers.append(self._worker.submit(next(self._job_ids), (host, device)))
-                        start += len(part.keys)
-                    if not secured.done():
-                        secured.set_result(_Secured(len(lease.keys), lease.by_tier, lease.stopped_by))
-                    await self._copied(transfers)
-                except BaseException:
-                    for transfer in transfers:
-                        transfer.stop()
-                    await self._copied(transfers)
-                    raise
-        finally:
-            if not secured.done():
-                secured.set_result(None)
+            async with self._manager.storing(stretch.keys, ctx, wait=True) as lease:
+                stretch.secure(len(lease.keys))
+                if lease.keys:
+                    positions = {key: stretch.start + index for index, key in enumerate(stretch.keys)}
+                    device, host = blocks.specs([positions[key] for key in lease.keys], lease.spec)
+                    with self._counted_as_writing():
+                        async with self._copies() as copies:
+                            copies.submit(device, host)
+        except CapacityError:
+            stretch.secure(0, stopped_by=Status.SHED)
 
-    async def _copied(self, transfers: Sequence[Transfer]) -> None:
-        """Wait until none of the transfers touches the device blocks any more; if cancelled, stop them first."""
-
-        def stop() -> None:
-            for transfer in transfers:
-                transfer.stop()
-
+    @contextmanager
+    def _counted_as_writing(self) -> Iterator[None]:
+        self._writing += 1
         try:
-            await outlive(asyncio.ensure_future(self._worker.wait([t.job_id for t in transfers])), stop)
+            yield
         finally:
-            results = [await transfer for transfer in transfers]  # they have ended: this takes their results
-        failed = next((result for result in results if not result.success), None)
-        if failed is not None:
-            raise TransferError(f"a copy to the device failed: {failed.error}", tier="GPU") from failed.error
+            self._writing -= 1
+            self._written.set()
 
+    @asynccontextmanager
+    async def _copies(self) -> AsyncIterator[Copies]:
+        """Copies under a lease; those that end because the offloader is closed say so."""
+        try:
+            async with Copies(self._worker) as copies:
+                yield copies
+        except TransferError as error:
+            if self._closed:
+                raise self._closed_error() from error
+            raise
 
-class _Secured(NamedTuple):
-    """What a window of a load has in the primary, all of it held."""
+    async def _close_copies(self, *, drain: bool, drain_timeout: float, timeout: float | None) -> None:
+        """End the copies, and wait until what they stored counts: the manager may still have to cascade it."""
+        await self._worker.aclose(drain=drain, drain_timeout=drain_timeout, timeout=timeout)
+        while self._writing:
+            self._written.clear()
+            await self._written.wait()
 
-    blocks: int
-    by_tier: Mapping[str, int]
-    stopped_by: Status | None
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._closed_error()
 
-
-async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Wait for tasks that work on the caller's memory; if cancelled, stop them, and still wait."""
-    for task in tasks:
-        await outlive(task, stop=task.cancel)
+    def _closed_error(self) -> ClosedError:
+        return ClosedError("the offloader was closed and takes no new work: open another one")
 
 
 def _scoped(keys: Sequence[OffloadKey], ctx: RequestContext) -> Sequence[OffloadKey]:

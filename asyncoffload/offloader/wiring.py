@@ -27,23 +27,29 @@ def grouped(kv_caches: KVCaches) -> list[list[torch.Tensor]]:
     """The layer tensors by KV-cache group; a flat list is one group.
 
     Raises:
-        ConfigError: there is no tensor.
+        ConfigError: a group has no tensor, something else is in its place, or a tensor has no blocks.
     """
-    if not kv_caches:
-        raise ConfigError("kv_caches is empty: pass the layer tensors (num_blocks, ...), or one list of them per group")
-    if isinstance(kv_caches[0], torch.Tensor):
-        return [list(cast("Sequence[torch.Tensor]", kv_caches))]
-    return [list(group) for group in cast("Sequence[Sequence[torch.Tensor]]", kv_caches)]
+    remedy = "pass the layer tensors (num_blocks, ...), or one list of them per KV-cache group"
+    if isinstance(kv_caches, torch.Tensor) or not isinstance(kv_caches, Sequence):
+        raise ConfigError(f"kv_caches is a {type(kv_caches).__name__}: {remedy}")
+    flat = any(isinstance(entry, torch.Tensor) for entry in kv_caches)
+    groups = [list(group) for group in cast("Sequence[Sequence[torch.Tensor]]", [kv_caches] if flat else kv_caches)]
+    if not groups or not all(groups):
+        raise ConfigError(f"kv_caches has groups of {[len(group) for group in groups]} tensors: {remedy}")
+    for index, group in enumerate(groups):
+        for layer, tensor in enumerate(group):
+            if not isinstance(tensor, torch.Tensor) or not tensor.ndim or not len(tensor):
+                what = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                raise ConfigError(f"kv_caches: layer {layer} of group {index} is {what}: {remedy}")
+    return groups
 
 
 def layout_of(settings: OffloaderSettings, groups: Sequence[Sequence[torch.Tensor]]) -> KVLayout:
     """What the bytes of these tensors mean under these settings.
 
     Raises:
-        ConfigError: a group is empty, or the block size differs from ``settings.block_bytes``.
+        ConfigError: the block size differs from ``settings.block_bytes``.
     """
-    if not all(groups):
-        raise ConfigError(f"a KV-cache group needs one layer tensor or more, got groups of {[len(g) for g in groups]}")
     layout = KVLayout(
         model=settings.model,
         revision=settings.revision,

@@ -30,6 +30,8 @@ def keys_of_batch(layout: KVLayout, name: str, batch: int) -> list[OffloadKey]:
 class StoringChild:
     """Another process with a tier of the same kind and place, that stores one batch of new keys after the other.
 
+    It gets ready when it is made, and begins when it is entered as a context manager; leaving that kills it.
+
     Args:
         hooks: makes the tier; its class must stand at the top of an importable file.
         place: as for :meth:`TierHooks.make_tier`.
@@ -41,13 +43,16 @@ class StoringChild:
         self.name = name
         arguments = [inspect.getfile(type(hooks)), type(hooks).__qualname__, str(place), name, str(jobs)]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, *arguments], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _COMMAND, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._output = self._process.stdout
+        self._input, self._output = self._process.stdin, self._process.stdout
         self.committed: list[int] = []
 
     def __enter__(self) -> Self:
+        self._input.write("begin\n")
+        self._input.flush()
         return self
 
     def __exit__(
@@ -75,6 +80,7 @@ class StoringChild:
             return
         self._process.kill()
         self._process.wait()
+        self._input.close()
         self.committed += [int(line) for line in self._output if line.endswith("\n")]
         self._output.close()
 
@@ -82,7 +88,9 @@ class StoringChild:
 def store_until_killed() -> None:
     """The child's main function: stores, and prints the number of each batch whose store has returned."""
     file, qualname, place, name, jobs = sys.argv[1:]
-    asyncio.run(_store_forever(_hooks(file, qualname), Path(place), name, int(jobs)))
+    hooks = _hooks(file, qualname)
+    sys.stdin.readline()
+    asyncio.run(_store_forever(hooks, Path(place), name, int(jobs)))
 
 
 async def _store_forever(hooks: TierHooks, place: Path, name: str, jobs: int) -> None:

@@ -6,6 +6,8 @@ import mmap
 from collections.abc import Iterable, Sequence
 from hashlib import shake_128
 
+import numpy as np
+
 from asyncoffload.keys import OffloadKey, group_of, make_key
 from asyncoffload.types import KVGroup, KVLayout, TransferJob
 
@@ -25,8 +27,9 @@ def some_keys(layout: KVLayout, count: int, name: object = "") -> list[OffloadKe
 
 
 def content_of(key: OffloadKey, nbytes: int) -> bytes:
-    """The bytes that a block with this key has in every test."""
-    return shake_128(key).digest(nbytes)
+    """The bytes that a block with this key has in every test: a random stream that the key seeds."""
+    seed = int.from_bytes(shake_128(key).digest(16))
+    return np.random.Generator(np.random.Philox(key=seed)).bytes(nbytes)
 
 
 class Slots:

@@ -6,6 +6,7 @@ layers of the group in order, without gaps from byte 0.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,7 +110,7 @@ class KVAddresses:
                 named twice within a group.
         """
         fragments = self._fragments(destination, source)
-        for ids in np.split(destination.block_ids, np.cumsum(destination.group_sizes)[:-1]):
+        for ids in _consecutive(destination.block_ids, destination.group_sizes):
             _require_distinct("device block", ids)
         return fragments
 
@@ -130,8 +131,8 @@ class KVAddresses:
                 f"blocks of {self._factor}, but {len(host)} slots are given: one slot per offloaded block is needed"
             )
         _require_within("slot", host.block_ids, self._n_slots)
-        block_parts = np.split(device.block_ids, np.cumsum(device.group_sizes)[:-1])
-        slot_parts = np.split(host.block_ids, np.cumsum(n_slots)[:-1])
+        block_parts = _consecutive(device.block_ids, device.group_sizes)
+        slot_parts = _consecutive(host.block_ids, n_slots)
         parts = [
             self._fragments_of_group(group, first, blocks.astype(np.int64), slots.astype(np.int64))
             for group, first, blocks, slots in zip(self._groups, firsts, block_parts, slot_parts, strict=True)
@@ -176,6 +177,11 @@ def _describe(index: int, tensors: Sequence[torch.Tensor], page_bytes: Sequence[
         offsets=np.cumsum(pages) - pages,
         n_blocks=len(tensors[0]),
     )
+
+
+def _consecutive(ids: Int32s, sizes: Sequence[int]) -> list[Int32s]:
+    ends = itertools.accumulate(sizes)
+    return [ids[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 def _stride_bytes(tensor: torch.Tensor) -> int:

@@ -26,7 +26,8 @@ class Transfer(ABC):
 
     @abstractmethod
     def result(self) -> TransferResult:
-        """How the transfer ended.
+        """How the transfer ended. Like awaiting, it claims the result: :meth:`OffloadingHandler.get_finished` will not
+        report the transfer.
 
         Raises:
             TransferNotFinished: it has not ended.
@@ -93,7 +94,7 @@ class OffloadingHandler(ABC):
     def get_finished(self) -> list[TransferResult]:
         """The transfers that ended since the last call, each exactly once, in order of completion.
 
-        One that was awaited has given its result to its owner and does not appear here.
+        One whose owner awaited it, or took its result, does not appear here.
         """
 
     @abstractmethod

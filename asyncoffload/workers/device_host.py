@@ -83,7 +83,7 @@ class DeviceHostTransfer(Transfer):
         self._handler = handler
         self._direction = direction
         self._since = since
-        self._awaited = False
+        self._claimed = False
         self._result: TransferResult | None = None
         self._hold: ExitStack
         self._copy: Copy
@@ -97,6 +97,7 @@ class DeviceHostTransfer(Transfer):
     def result(self) -> TransferResult:
         if not self.done() or self._result is None:
             raise TransferNotFinished(f"transfer {self.job_id} has not ended: await it, or ask done() first")
+        self._handler._claim(self)
         return self._result
 
     def stop(self) -> None:
@@ -150,6 +151,7 @@ class DeviceHostHandler(OffloadingHandler):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
+        self._at_rest = False
 
     def submit(self, job_id: int, spec: TransferSpec) -> DeviceHostTransfer:
         self._bind(_running_loop())
@@ -195,8 +197,9 @@ class DeviceHostHandler(OffloadingHandler):
 
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:
         self._bind(_running_loop())
-        self._closed = True
-        if self._closing is None or (self._closing.done() and self._in_flight):
+        with self._lock:  # a submit on another thread is in flight before, or is refused after
+            self._closed = True
+        if self._closing is None or (self._closing.done() and not self._at_rest):
             self._closing = asyncio.create_task(self._close(drain, drain_timeout, timeout))
         await outlive(self._closing, self._drop_queued)
 
@@ -247,19 +250,23 @@ class DeviceHostHandler(OffloadingHandler):
             error=error,
         )
         del self._in_flight[transfer.job_id]
-        if not transfer._awaited:
+        if not transfer._claimed:
             self._unclaimed[transfer] = transfer._result
 
     async def _await_end(self, transfer: DeviceHostTransfer) -> TransferResult:
-        with self._lock:
-            transfer._awaited = True
-            self._unclaimed.pop(transfer, None)
+        self._claim(transfer)
         if not transfer.done():
             try:
                 await outlive(self._watch(transfer), lambda: self._stop(transfer))
             finally:
                 self.poll()  # a cancelled owner, too, leaves with the slots given back
         return transfer.result()
+
+    def _claim(self, transfer: DeviceHostTransfer) -> None:
+        """Its owner gets the result: it is not for :meth:`get_finished`."""
+        with self._lock:
+            transfer._claimed = True
+            self._unclaimed.pop(transfer, None)
 
     def _watch(self, transfer: DeviceHostTransfer) -> asyncio.Future[TransferError | None]:
         self._bind(_running_loop())
@@ -296,9 +303,11 @@ class DeviceHostHandler(OffloadingHandler):
         for transfer in tuple(self._loads.in_flight):
             self._withdraw(transfer)
         if drain:
-            with suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(drain_timeout):
                     await self.wait(tuple(self._in_flight))
+            except TimeoutError:
+                _log.warning("%r did not drain within %s s: what is queued is dropped", self, drain_timeout)
         self._drop_queued()
         try:
             async with asyncio.timeout(timeout):
@@ -309,6 +318,7 @@ class DeviceHostHandler(OffloadingHandler):
             ) from None
         self._poller.close()
         self._engine.close()
+        self._at_rest = True
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -86,7 +86,7 @@ class OffloadingWorker:
             handler.synchronize(wanted)
 
     def get_finished(self) -> list[TransferResult]:
-        """The jobs that ended since the last call and were not awaited, each exactly once."""
+        """The jobs that ended since the last call and whose owners did not take the result, each exactly once."""
         return [result for handler in self.handlers for result in handler.get_finished()]
 
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:

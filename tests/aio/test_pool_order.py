@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import Self
 
 import pytest
 from hypothesis import given
@@ -48,7 +49,7 @@ class OneThread:
         self.served: list[str] = []
         self._blocker, self._plug = Gate(), Gate()
 
-    async def __aenter__(self) -> OneThread:
+    async def __aenter__(self) -> Self:
         self.pool.enqueue_load(-1, 1, [self._blocker])
         self.pool.enqueue_load(-2, 1, [self._plug])
         await self._blocker.reached.wait()
@@ -131,34 +132,26 @@ async def test_hurrying_a_dropped_job_does_not_revive_it() -> None:
         assert await other == [None]
 
 
-async def test_a_read_worker_takes_loads_first_and_a_write_worker_stores_first() -> None:
-    pool = DualQueueThreadPool(1, 1)
-    served: list[str] = []
-    first = [Gate(), Gate()]
-    pool.enqueue_load(0, 1, [first[0]])  # the read worker waits at the head of the line
-    pool.enqueue_store(0, 1, [first[1]])
-    for gate in first:
+@pytest.mark.parametrize("side", ["load", "store"])
+async def test_read_workers_take_loads_first_and_write_workers_stores(side: str) -> None:
+    pool = DualQueueThreadPool(2, 1)
+    gates = {"load": Gate(), "other load": Gate(), "store": Gate()}
+    pool.enqueue_load(0, 2, [gates["load"], gates["other load"]])
+    pool.enqueue_store(0, 1, [gates["store"]])
+    for gate in gates.values():
         await gate.reached.wait()
-    for n in range(3):
-        pool.enqueue_store(n, 1, [partial(served.append, "store")])
-        pool.enqueue_load(n, 1, [partial(served.append, "load")])
-    first[0].opened.set()
-    while len(served) < 6:
-        await asyncio.sleep(0)
-    assert served == ["load"] * 3 + ["store"] * 3
-    served.clear()
-
-    again = Gate()
-    pool.enqueue_load(0, 1, [again])
-    await again.reached.wait()
-    for n in range(3):
-        pool.enqueue_load(n, 1, [partial(served.append, "load")])
-        pool.enqueue_store(n, 1, [partial(served.append, "store")])
-    first[1].opened.set()
-    while len(served) < 6:
-        await asyncio.sleep(0)
-    assert served == ["store"] * 3 + ["load"] * 3
-    again.opened.set()
+    served: list[str] = []
+    jobs = [
+        enqueue(n, 1, [partial(served.append, name)])
+        for n in range(3)
+        for name, enqueue in (("store", pool.enqueue_store), ("load", pool.enqueue_load))
+    ]
+    gates[side].opened.set()
+    for job in jobs:
+        await job
+    assert served == [side] * 3 + [{"load": "store", "store": "load"}[side]] * 3
+    for gate in gates.values():
+        gate.opened.set()
     await pool.aclose()
 
 
@@ -177,21 +170,30 @@ async def test_stores_leave_read_workers_for_loads() -> None:
     await pool.aclose()
 
 
-async def test_bytes_being_stored_are_capped() -> None:
-    pool = DualQueueThreadPool(4, 4, max_storing_bytes=100)
+async def test_bytes_being_stored_are_capped_and_more_so_beside_loads() -> None:
+    clock = Clock()
+    pool = DualQueueThreadPool(4, 4, max_storing_bytes=100, clock=clock)
     gates = [Gate() for _ in range(6)]
-    stores = [
-        pool.enqueue_store(n, 1, [gate], nbytes=nbytes)
-        for n, (gate, nbytes) in enumerate(zip(gates, [1000, 60, 60, 60, 1, 1], strict=True))
-    ]
+    sizes = [1000, 60, 60, 60, 1, 1]
+    stores = [pool.enqueue_store(n, 1, [gate], nbytes=sizes[n]) for n, gate in enumerate(gates)]
+
+    async def load() -> None:
+        assert await pool.enqueue_load(9, 8, [lambda: 7] * 8, nbytes=10_000) == [7] * 8
+
     await gates[0].reached.wait()
-    assert await pool.enqueue_load(9, 8, [lambda: 7] * 8, nbytes=10_000) == [7] * 8
+    await load()
     assert pool.stats().running_stores == 1  # larger than the cap, so it is alone
+    clock.now += 10
     gates[0].opened.set()
     await gates[1].reached.wait()
     await gates[2].reached.wait()
-    assert await pool.enqueue_load(9, 8, [lambda: 7] * 8, nbytes=10_000) == [7] * 8
     assert pool.stats().running_stores == 2
+    await load()
+    gates[1].opened.set()
+    await stores[1]
+    await load()
+    assert pool.stats().running_stores == 1
+    clock.now += 10
     for gate in gates:
         gate.opened.set()
     for store in stores:

@@ -9,7 +9,8 @@ from asyncoffload.core.ops import Hurry, Op, OpKind
 from asyncoffload.core.policies import LRU
 from asyncoffload.core.primary import Primary
 from asyncoffload.core.tickets import PRIMARY, Mode, Ticket
-from asyncoffload.core.tiering import MAX_OP_BLOCKS, MAX_PROMOTION_BLOCKS, TieringPlanner
+from asyncoffload.core.promotions import MAX_PROMOTION_BLOCKS
+from asyncoffload.core.tiering import MAX_OP_BLOCKS, TieringPlanner
 from asyncoffload.errors import InternalError
 from asyncoffload.keys import OffloadKey, make_key
 from asyncoffload.types import Priority, Status

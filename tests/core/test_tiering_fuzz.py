@@ -113,7 +113,7 @@ class World:
         self.planner.forget(tier, [key])
 
     def reset(self) -> None:
-        self.primary.reset()
+        self.planner.reset()
 
     def check(self) -> None:
         table, book = self.table, self.planner._book
@@ -127,7 +127,7 @@ class World:
             assert ticket.pos <= ticket.end <= len(ticket.keys)
         for outlet in self.planner._cascades._outlets:
             readers.update(slot for _, slot in outlet.waiting)
-        for running in self.planner._running.values():
+        for running in self.planner._running._running.values():
             if running.op.kind is OpKind.CASCADE:
                 readers.update(running.op.slots)
         assert {slot: n for slot, n in enumerate(table._readers) if n} == dict(readers), "a pin is lost or left over"

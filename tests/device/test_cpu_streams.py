@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -187,6 +188,21 @@ def test_waiting_for_a_position_is_not_cut_short_by_a_withdrawal(script: Script)
         script.go_on.set()
         event.synchronize()
         assert script.log == [1, 7]
+
+
+def test_the_owner_of_the_memory_lives_until_the_copy_has_ended(script: Script) -> None:
+    class Owner: ...
+
+    with closing(CPUCopyEngine(1, batch_copy=script)) as engine:
+        stream, event, owner = engine.stream("only"), CPUEvent(), Owner()
+        alive = weakref.ref(owner)
+        stream.copy(script.batch(1), keep_alive=owner)
+        event.record(stream)
+        del owner
+        assert alive() is not None
+        script.go_on.set()
+        event.synchronize()
+        assert alive() is None
 
 
 def test_an_empty_copy_ends_too(script: Script) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from asyncoffload.device.poll_timing import FIRST_GUESS, Pace, pause_before_query
+from asyncoffload.device.poll_timing import FIRST_GUESS, SMALL_BYTES, Pace, pause_before_query
 from asyncoffload.device.poller import EventPoller
 from asyncoffload.errors import ClosedError, TransferError, WrongLoopError
 
@@ -36,27 +36,27 @@ class ManualEvent:
     ("now", "ends", "pause"),
     [
         (0.0, [0.0], 0.0),
-        (0.0, [0.0004], 0.0),
-        (0.0, [0.0006], 0.001),
-        (0.0, [0.0055], 0.005),
-        (0.0, [5.0], 0.02),
+        (0.0, [0.0009], 0.0),
+        (0.0, [0.0011], 0.001),
+        (0.0, [0.0045], 0.004),
+        (0.0, [5.0], 0.005),
         (0.0, [5.0, 0.0001], 0.0),
         (1.0004, [1.0], 0.0),
         (1.002, [1.0], 0.001),
         (1.016, [1.0], 0.004),
-        (9.0, [1.0], 0.02),
+        (9.0, [1.0], 0.005),
     ],
     ids=[
         "due",
         "nearly due: spin",
         "never below a millisecond",
         "sleep to the spin window",
-        "never above 20 ms",
+        "never above 5 ms",
         "the earliest decides",
         "just late: spin",
         "late: no spinning",
         "later: longer",
-        "stuck: 20 ms",
+        "stuck: 5 ms",
     ],
 )
 def test_the_pause_before_the_next_query(now: float, ends: list[float], pause: float) -> None:
@@ -71,19 +71,17 @@ def test_a_hand_driven_clock_spins_only_around_the_expected_end() -> None:
         sleeps, spins = sleeps + (pause > 0), spins + (pause == 0)
         now += pause or 0.00002
     assert sleeps <= 6
-    assert spins <= 51
+    assert spins <= 76
 
 
-def test_a_pace_takes_over_what_it_sees_first_and_then_blends() -> None:
+def test_a_pace_learns_the_delay_from_small_and_the_bandwidth_from_large_transfers() -> None:
     pace = Pace()
     assert pace.seconds_for(int(FIRST_GUESS)) == 1.0
-    pace.learn(100, 1.0)
-    assert pace.bytes_per_second == 100
-    pace.learn(200, 1.0)
-    assert pace.bytes_per_second == 125
-    pace.learn(0, 1.0)
-    pace.learn(100, 0.0)
-    assert pace.bytes_per_second == 125
+    for _ in range(60):
+        pace.learn(1, 0.001)
+        pace.learn(100 * SMALL_BYTES, 0.101)
+    assert pace.seconds_for(0) == pytest.approx(0.001, rel=0.01)
+    assert pace.seconds_for(200 * SMALL_BYTES) == pytest.approx(0.201, rel=0.01)
 
 
 async def test_only_the_oldest_event_of_each_stream_is_queried() -> None:

@@ -117,6 +117,31 @@ async def test_cancelled_while_running_it_leaves_when_nothing_touches_the_memory
         await rig.close()
 
 
+async def test_stopping_ends_a_transfer_early_and_its_owner_is_told() -> None:
+    rig = Rig(3 * MAX_COPIES_PER_CALL)
+    everything = range(len(rig.cache))
+    try:
+        running = rig.handler.submit(1, (GPULoadStoreSpec(everything), CPULoadStoreSpec(everything[::-1])))
+        queued = rig.handler.submit(2, rig.store(0, 0))
+        owner = asyncio.ensure_future(queued)
+        await rig.gate.arrived.acquire()
+        await rig.gate.arrived.acquire()
+        queued.stop()
+        assert not (await owner).success
+        running.stop()
+        assert not running.done()
+        rig.gate.let_through()
+        await rig.handler.wait([1])
+        result = running.result()
+        assert (result.success, result.transfer_size) == (False, 0)
+        assert "stopped before its end" in str(result.error)
+        running.stop()
+        assert rig.holds() == 0
+        assert (rig.slots[:MAX_COPIES_PER_CALL] == CANARY).all()
+    finally:
+        await rig.close()
+
+
 async def test_cancelled_when_finished_but_not_delivered_the_result_counts() -> None:
     rig = Rig(4)
     try:
@@ -241,6 +266,19 @@ async def test_a_load_waits_for_stores_that_touch_its_slots_or_blocks(slot: int,
         await rig.close()
 
 
+async def test_a_store_of_a_block_waits_for_the_load_that_fills_it() -> None:
+    rig = Rig(4)
+    try:
+        rig.handler.submit(1, rig.store(1, 1))
+        rig.handler.submit(2, rig.load(1, 2))
+        onward = rig.handler.submit(3, rig.store(2, 3))
+        rig.gate.let_through()
+        await onward
+        assert (rig.slots[3] == 1).all()
+    finally:
+        await rig.close()
+
+
 async def test_a_store_waits_for_the_load_it_would_overwrite_and_withdrawn_copies_order_nothing() -> None:
     rig = Rig(4)
     try:
@@ -263,7 +301,8 @@ async def test_a_store_waits_for_the_load_it_would_overwrite_and_withdrawn_copie
 
 async def test_closing_finishes_stores_and_drops_queued_loads() -> None:
     rig = Rig(6)
-    stores = [rig.handler.submit(n, rig.store(n, n)) for n in range(3)]
+    for n in range(3):
+        rig.handler.submit(n, rig.store(n, n))
     load = rig.handler.submit(9, rig.load(1, 5))
     await rig.gate.arrived.acquire()
     closing = asyncio.ensure_future(rig.handler.aclose())
@@ -273,9 +312,8 @@ async def test_closing_finishes_stores_and_drops_queued_loads() -> None:
     rig.gate.let_through()
     await closing
     await rig.handler.aclose()
-    assert [store.result().success for store in stores] == [True] * 3
-    assert not load.result().success
-    assert [result.job_id for result in rig.handler.get_finished()] == [9, 0, 1, 2]
+    finished = [(result.job_id, result.success) for result in rig.handler.get_finished()]
+    assert finished == [(9, False), (0, True), (1, True), (2, True)]
     assert rig.holds() == 0
 
 
@@ -302,6 +340,7 @@ async def test_closing_without_draining_drops_what_is_queued_and_awaits_what_run
 
 
 async def test_closing_past_its_timeout_names_what_still_runs() -> None:
+    threads = threading.active_count()
     rig = Rig(4)
     store = rig.handler.submit(7, rig.store(1, 1))
     await rig.gate.arrived.acquire()
@@ -309,6 +348,21 @@ async def test_closing_past_its_timeout_names_what_still_runs() -> None:
         await rig.handler.aclose(drain=False, timeout=0)
     assert rig.region.is_held(1)
     rig.gate.let_through()
+    rig.handler.synchronize([7])
     await rig.handler.aclose()
     assert store.result().success
     assert rig.holds() == 0
+    assert threading.active_count() == threads
+
+
+async def test_a_drain_past_its_timeout_drops_what_is_queued_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig(4)
+    running, queued = (rig.handler.submit(n, rig.store(n, n)) for n in (1, 2))
+    await rig.gate.arrived.acquire()
+    closing = asyncio.ensure_future(rig.handler.aclose(drain_timeout=0))
+    await turns()
+    assert (running.done(), queued.done()) == (False, True)
+    rig.gate.let_through()
+    await closing
+    assert (running.result().success, queued.result().success) == (True, False)
+    assert "did not drain within 0 s" in caplog.text

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 
 from asyncoffload.core.policies.base import EvictionPolicy
+from asyncoffload.core.policies.recency import RecencyLog
 from asyncoffload.keys import OffloadKey
+from asyncoffload.types import Int32s
 
 
 class LRU(EvictionPolicy):
     """Evicts the block whose last insertion or touch is longest ago."""
 
     def __init__(self) -> None:
-        # Not a plain dict: victims leave at its front, and every walk would step over the holes they leave behind.
-        self._order: OrderedDict[OffloadKey, None] = OrderedDict()
+        self.reset(1)
 
-    def reset(self, capacity: int) -> None:  # noqa: ARG002
-        self._order.clear()
+    def reset(self, n_slots: int) -> None:
+        self._order = RecencyLog(n_slots)
 
-    def insert(self, keys: Sequence[OffloadKey]) -> None:
-        self._order.update(dict.fromkeys(reversed(keys)))
+    def insert(self, keys: Sequence[OffloadKey], slots: Int32s) -> None:  # noqa: ARG002
+        self._order.use(slots[::-1])
 
-    def touch(self, keys: Sequence[OffloadKey]) -> None:
-        order = self._order
-        deque(map(order.move_to_end, filter(order.__contains__, reversed(keys))), maxlen=0)
+    def touch(self, slots: Int32s) -> None:
+        self._order.use(slots[::-1])
 
-    def remove(self, keys: Sequence[OffloadKey], *, evicted: bool) -> None:  # noqa: ARG002
-        deque(map(self._order.__delitem__, keys), maxlen=0)
+    def evict(self, keys: Sequence[OffloadKey], slots: Int32s) -> None:  # noqa: ARG002
+        self._order.drop(slots)
 
-    def cold(self) -> Iterator[OffloadKey]:
-        return iter(self._order)
+    def cold(self) -> Iterator[Int32s]:
+        return self._order.cold()
 
     def __repr__(self) -> str:
         return f"<LRU of {len(self._order)} blocks>"

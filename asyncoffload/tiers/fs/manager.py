@@ -263,7 +263,7 @@ class FileSystemTierManager(SecondaryTierManager):
                 )
             if self._owns_pool:
                 await self._pool.aclose(drain=False)
-            if self._started:
+            if self._space.is_open:
                 await outlive(asyncio.get_running_loop().run_in_executor(self._clerk, self._space.leave))
             self._clerk.shutdown(wait=False)
             self._view.release()

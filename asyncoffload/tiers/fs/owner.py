@@ -50,10 +50,6 @@ class Owner:
             os.close(self._fd)
         os.write(self._fd, f"pid {os.getpid()}\n".encode())
 
-    def is_present(self) -> bool:
-        """Whether the file that says so is still there; when it is not, neighbours take this owner for dead."""
-        return self._fd >= 0 and os.fstat(self._fd).st_nlink > 0
-
     def leave(self) -> None:
         """Give the name up; idempotent. The caller has no temporary files any more."""
         fd, self._fd = self._fd, -1

@@ -54,6 +54,11 @@ class BlockSpace:
         return os.path.join(self.directory, "config.json")
 
     @property
+    def is_open(self) -> bool:
+        """Whether this process is an owner here. Does not block."""
+        return self._owner is not None
+
+    @property
     def files(self) -> BlockFiles:
         """What writes and reads the blocks; the space is open. Does not block."""
         assert self._files is not None, "the space is not open"
@@ -93,6 +98,7 @@ class BlockSpace:
         """Stop being an owner; idempotent."""
         if self._owner is not None:
             self._owner.leave()
+            self._owner = None
 
     def which_exist(self, keys: Sequence[OffloadKey]) -> list[OffloadKey]:
         """Those of the keys that have a file."""

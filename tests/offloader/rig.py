@@ -1,0 +1,344 @@
+"""What the tests of the offloader share: a device whose bytes can be told, and parts that wait for the test."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import cache
+from hashlib import shake_128
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from asyncoffload import ANONYMOUS, Offloader, RequestContext
+from asyncoffload.aio.waiting import outlive
+from asyncoffload.core.coalesce import CopyBatch
+from asyncoffload.device.batch_copy import copy_one_by_one
+from asyncoffload.errors import ClosedError, TransferError, TransferNotFinished
+from asyncoffload.keys import OffloadKey, group_of, make_key
+from asyncoffload.memory.region import HostRegion
+from asyncoffload.tiers.example import ExampleSecondaryTierManager
+from asyncoffload.types import (
+    GPULoadStoreSpec,
+    JobResult,
+    KVLayout,
+    LookupResult,
+    TransferJob,
+    TransferResult,
+    TransferSpec,
+)
+from asyncoffload.workers.addressing import KVAddresses
+from asyncoffload.workers.base import OffloadingHandler, Transfer
+from asyncoffload.workers.device_host import DeviceHostHandler
+
+POISON = 0xDB
+
+
+def keys_of(name: object, count: int, groups: int = 1) -> list[OffloadKey]:
+    """``count`` keys that no other name gives, of the groups in turn."""
+    return [make_key(shake_128(f"{name}/{index}".encode()).digest(16), index % groups) for index in range(count)]
+
+
+@cache
+def content_of(key: OffloadKey, layer: int, entry: int, nbytes: int) -> npt.NDArray[np.uint8]:
+    """The bytes of one page of a block in every test."""
+    return np.frombuffer(shake_128(key + bytes([layer, entry])).digest(nbytes), np.uint8)
+
+
+class Device:
+    """Layer tensors whose blocks can be filled with what belongs to a key, poisoned, and compared.
+
+    Args:
+        n_blocks: device blocks of each group.
+        groups: layers of each group.
+        shape: of one page.
+        dtype: its elements.
+        factor: device blocks per offloaded block.
+    """
+
+    def __init__(
+        self,
+        n_blocks: int = 64,
+        *,
+        groups: Sequence[int] = (2,),
+        shape: Sequence[int] = (16,),
+        dtype: torch.dtype = torch.uint8,
+        factor: int = 1,
+    ) -> None:
+        self.n_blocks = n_blocks
+        self.factor = factor
+        self.kv_caches = [[torch.zeros((n_blocks, *shape), dtype=dtype) for _ in range(layers)] for layers in groups]
+        self._pages = [
+            [tensor.view(torch.uint8).reshape(n_blocks, -1).numpy() for tensor in group] for group in self.kv_caches
+        ]
+        self.page_bytes = self._pages[0][0].shape[1]
+        self.block_bytes = self.page_bytes * factor * max(groups)
+
+    def fill(self, keys: Sequence[OffloadKey], blocks: Sequence[int]) -> None:
+        """Compute the blocks of these keys."""
+        for page, content in self._each_page(keys, blocks):
+            page[:] = content
+
+    def poison(self, blocks: Iterable[int] | None = None) -> None:
+        """Overwrite device blocks of all groups; all of them by default."""
+        for block in range(self.n_blocks) if blocks is None else blocks:
+            for group in self._pages:
+                for pages in group:
+                    pages[block] = POISON
+
+    def untouched(self, blocks: Iterable[int]) -> bool:
+        """Whether nobody has written to poisoned device blocks."""
+        return all((pages[block] == POISON).all() for block in blocks for group in self._pages for pages in group)
+
+    def holds(self, keys: Sequence[OffloadKey], blocks: Sequence[int]) -> bool:
+        """Whether every byte of the blocks is that of its key."""
+        return all(np.array_equal(page, content) for page, content in self._each_page(keys, blocks))
+
+    def _each_page(
+        self, keys: Sequence[OffloadKey], blocks: Sequence[int]
+    ) -> Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+        for index, key in enumerate(keys):
+            for entry in range(self.factor):
+                block = blocks[index * self.factor + entry]
+                for layer, pages in enumerate(self._pages[group_of(key)]):
+                    yield pages[block], content_of(key, layer, entry, self.page_bytes)
+
+
+def settings(device: Device, slots: int, **others: object) -> dict[str, object]:
+    """Settings for a primary of so many slots, all of which may be on their way to a tier at the same time."""
+    plan = {"host_bytes": slots * device.block_bytes, "block_size_factor": device.factor, "cascade_blocks": slots}
+    return {**plan, **others}
+
+
+class GatedTier(ExampleSecondaryTierManager):
+    """The memory tier with a gate before each verb, and keys that it damages, loses or fails on.
+
+    Attributes:
+        gates: the gates by verb; all are open at first.
+        jobs: what arrived at the gates of ``store`` and ``load``, as ``(verb, job)``.
+        broken: verbs that raise.
+    """
+
+    def __init__(self, layout: KVLayout, view: memoryview, tier_type: str = "gated", *, hints: bool = True) -> None:
+        super().__init__(layout, view, tier_type)
+        self.gates = {verb: asyncio.Event() for verb in ("lookup", "store", "load")}
+        for gate in self.gates.values():
+            gate.set()
+        self.jobs: asyncio.Queue[tuple[str, TransferJob]] = asyncio.Queue()
+        self.broken: set[str] = set()
+        self._hints = hints
+
+    async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> Sequence[LookupResult]:
+        await self.gates["lookup"].wait()
+        self._raise_if_broken("lookup")
+        known = self._blocks.keys()
+        self._check_open()
+        return [LookupResult.HIT if key in known else LookupResult.MISS for key in keys]
+
+    async def store(self, job: TransferJob) -> JobResult:
+        await self._pass_gate("store", job)
+        return await super().store(job)
+
+    async def load(self, job: TransferJob) -> JobResult:
+        await self._pass_gate("load", job)
+        return await super().load(job)
+
+    def hint(self, key: OffloadKey) -> bool:
+        return self._hints and super().hint(key)
+
+    def damage(self, keys: Iterable[OffloadKey]) -> None:
+        """Flip a byte of these blocks."""
+        for key in keys:
+            self._blocks[key][0][0] ^= 1
+
+    async def _pass_gate(self, verb: str, job: TransferJob) -> None:
+        self.jobs.put_nowait((verb, job))
+        await self.gates[verb].wait()
+        self._raise_if_broken(verb)
+
+    def _raise_if_broken(self, verb: str) -> None:
+        if verb in self.broken:
+            raise OSError(errno.EIO, "the test broke this tier")
+
+
+class Kept:
+    """A factory of tiers that remembers what it made: ``tiers=[kept]``, then ``kept.tier``."""
+
+    def __init__(self, *, hints: bool = True, name: str = "gated") -> None:
+        self._hints, self._name = hints, name
+        self.tier: GatedTier
+
+    def __call__(self, layout: KVLayout, view: memoryview) -> GatedTier:
+        self.tier = GatedTier(layout, view, self._name, hints=self._hints)
+        return self.tier
+
+
+class CopyGate:
+    """Copies that the test can hold up or let fail. ``handler=gate.handler`` puts it under an offloader.
+
+    Attributes:
+        arrived: released once for each piece of a copy that waits at the shut gate.
+        failing: directions whose copies fail: ``"store"``, ``"load"``.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._open = threading.Event()
+        self._open.set()
+        self.arrived = asyncio.Semaphore(0)
+        self.failing: set[str] = set()
+        self._region = range(0)
+
+    def handler(
+        self, kv_caches: Sequence[Sequence[torch.Tensor]], region: HostRegion, layout: KVLayout
+    ) -> OffloadingHandler:
+        first = region.tensor.data_ptr()
+        self._region = range(first, first + region.nbytes)
+        return DeviceHostHandler(kv_caches, region, layout, batch_copy=self._copy)
+
+    def shut(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def _copy(self, batch: CopyBatch) -> None:
+        if not self._open.is_set():
+            self._loop.call_soon_threadsafe(self.arrived.release)
+            assert self._open.wait(timeout=60)
+        if ("store" if int(batch.dst[0]) in self._region else "load") in self.failing:
+            raise OSError(errno.EFAULT, "the test broke this copy")
+        copy_one_by_one(batch)
+
+
+class TurnTransfer(Transfer):
+    """A copy of one page per turn of the event loop."""
+
+    def __init__(self, job_id: int, media: tuple[str, str], batch: CopyBatch, let_go: Callable[[], None]) -> None:
+        self.job_id = job_id
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._media, self._batch, self._let_go = media, batch, let_go
+        self._copied = 0
+        self._stopped = False
+        self._step()
+
+    def _step(self) -> None:
+        if self._stopped or self._copied == len(self._batch):
+            self._let_go()
+            self.ended.set_result(None)
+            return
+        copy_one_by_one(self._batch[self._copied : self._copied + 1])
+        self._copied += 1
+        asyncio.get_running_loop().call_soon(self._step)
+
+    def done(self) -> bool:
+        return self.ended.done()
+
+    def result(self) -> TransferResult:
+        if not self.done():
+            raise TransferNotFinished(f"{self.job_id}")
+        complete = self._copied == len(self._batch)
+        error = None if complete else TransferError("it was stopped")
+        return TransferResult(self.job_id, complete, transfer_type=self._media, error=error)
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def __await__(self) -> Generator[Any, None, TransferResult]:
+        yield from outlive(self.ended, self.stop).__await__()
+        return self.result()
+
+
+class TurnHandler(OffloadingHandler):
+    """Copies without threads, a page per turn of the event loop: what happens is the same in every run."""
+
+    def __init__(self, kv_caches: Sequence[Sequence[torch.Tensor]], region: HostRegion, layout: KVLayout) -> None:
+        self._addresses = KVAddresses(kv_caches, region, layout)
+        self._region = region
+        self._in_flight: dict[int, TurnTransfer] = {}
+        self._closed = False
+
+    def submit(self, job_id: int, spec: TransferSpec) -> Transfer:
+        if self._closed:
+            raise ClosedError("closed")
+        source, destination = spec
+        is_store = isinstance(source, GPULoadStoreSpec)
+        make: Any = self._addresses.store if is_store else self._addresses.load
+        fragments = make(source, destination)
+        hold = self._region.hold(fragments.slots)
+        hold.__enter__()
+
+        def let_go() -> None:
+            hold.__exit__(None, None, None)
+            self._in_flight.pop(job_id, None)
+
+        batch = fragments.store() if is_store else fragments.load()
+        transfer = TurnTransfer(job_id, (source.medium(), destination.medium()), batch, let_go)
+        if not transfer.done():
+            self._in_flight[job_id] = transfer
+        return transfer
+
+    async def wait(self, job_ids: Iterable[int]) -> None:
+        ended = [self._in_flight[job_id].ended for job_id in job_ids if job_id in self._in_flight]
+        if ended:
+            await asyncio.wait(ended)
+
+    async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:  # noqa: ARG002
+        self._closed = True
+        if not drain:
+            for transfer in self._in_flight.values():
+                transfer.stop()
+        await outlive(asyncio.ensure_future(self.wait(tuple(self._in_flight))))
+
+    def poll(self) -> int:
+        return 0
+
+    def synchronize(self, job_ids: Iterable[int]) -> None:
+        raise NotImplementedError
+
+    def get_finished(self) -> list[TransferResult]:
+        return []
+
+
+async def turns(n: int = 20) -> None:
+    """Let the event loop go round."""
+    for _ in range(n):
+        await asyncio.sleep(0)
+
+
+async def at_rest(offloader: Offloader) -> bool:
+    """Whether, once its tiers have nothing to do any more, an open offloader holds nothing for anybody."""
+    while not offloader._manager._planner.idle:
+        await asyncio.sleep(0)
+    return idle(offloader)
+
+
+def idle(offloader: Offloader) -> bool:
+    """Whether all slots are ready or free, without readers, writers, holders or somebody who waits."""
+    primary, region, planner = offloader.stats().primary, offloader._region, offloader._manager._planner
+    held = sum(map(region.is_held, range(region.n_slots)))
+    nobody = primary.pinned == primary.writing == primary.quarantined == primary.doomed == held == 0
+    return nobody and primary.ready + primary.free == primary.slots and planner.idle and not planner._book.open
+
+
+class Leaks:
+    """Compares the threads and file descriptors of the process with those of an earlier moment."""
+
+    def __init__(self) -> None:
+        self._threads = set(threading.enumerate())
+        self._descriptors = _descriptors()
+
+    def none(self) -> bool:
+        """Whether all that came has gone; threads that were told to end are awaited."""
+        for thread in set(threading.enumerate()) - self._threads:
+            thread.join(timeout=10)
+        return set(threading.enumerate()) <= self._threads and _descriptors() <= self._descriptors
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
