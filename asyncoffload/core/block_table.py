@@ -144,6 +144,7 @@ class BlockTable:
 
     def pin_slots(self, slots: Int32s) -> None:
         """Add a reader to each of these slots of ready blocks, all different."""
+        _check_distinct(slots)
         before = self._readers[slots]
         self._readers[slots] = before + 1
         self._pinned += int(np.count_nonzero(before == 0))
@@ -151,6 +152,7 @@ class BlockTable:
     def unpin(self, slots: Sequence[int] | Int32s) -> None:
         """Take a reader from each of these slots, all different. A doomed block leaves with its last one."""
         held = np.asarray(slots, dtype=np.int32)
+        _check_distinct(held)
         left = self._readers[held] - 1
         if (left < 0).any():
             raise InternalError(f"slot {held[left < 0][0]} has no reader left to take away")
@@ -196,7 +198,7 @@ class BlockTable:
         self.writing.update(zip(new, slots, strict=True))
         return Write(new, slots, [self._last_generation] * len(new), victims, lost)
 
-    def end_write(self, write: Write, ok: bool | Iterable[bool] = True) -> list[OffloadKey]:
+    def end_write(self, write: Write, ok: bool | Sequence[bool] = True) -> list[OffloadKey]:
         """The writing of these blocks has ended, ``ok`` for all or one by one. What failed gives its slot back.
 
         Whatever the write does not own any more (ended before, or voided by a reset) is left alone, so it may be
@@ -274,9 +276,12 @@ class BlockTable:
             idle = slots[self._readers[slots] == 0] if self._pinned else slots
             if len(keep):
                 idle = idle[~np.isin(idle, keep)]
-            if self._is_held is not None:
-                idle = idle[[not self._is_held(slot) for slot in idle.tolist()]]
-            yield idle
+            if self._is_held is None:
+                yield idle
+                continue
+            for start in range(0, len(idle), VICTIM_WINDOW):  # asking takes a lock: ask only as far as necessary
+                piece = idle[start : start + VICTIM_WINDOW]
+                yield piece[[not self._is_held(slot) for slot in piece.tolist()]]
 
     def _evict(self, slots: Int32s) -> tuple[Sequence[OffloadKey], int]:
         freed = slots.tolist()
@@ -337,6 +342,17 @@ def slots_in(state: dict[OffloadKey, int], keys: Sequence[OffloadKey]) -> Int32s
         KeyError: a key is not.
     """
     return np.fromiter(map(state.__getitem__, keys), dtype=np.int32, count=len(keys))
+
+
+def distinct(slots: Int32s) -> bool:
+    """Whether no slot appears twice."""
+    ordered = np.sort(slots)
+    return bool((ordered[1:] != ordered[:-1]).all())
+
+
+def _check_distinct(slots: Int32s) -> None:
+    if not distinct(slots):
+        raise InternalError(f"a slot appears twice in {slots.tolist()}: readers are counted once per call and slot")
 
 
 def _first(pieces: Iterable[Int32s], count: int) -> Int32s:

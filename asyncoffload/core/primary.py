@@ -8,7 +8,7 @@ from itertools import compress
 
 import numpy as np
 
-from asyncoffload.core.block_table import BlockTable, Write, slots_in
+from asyncoffload.core.block_table import BlockTable, Write, distinct, slots_in
 from asyncoffload.core.offers import OfferCounts
 from asyncoffload.errors import BlocksUnavailable, InvalidArgument
 from asyncoffload.keys import OffloadKey, checked_keys
@@ -59,12 +59,6 @@ class PrimaryStats:
     lost: int
     deferred: int
     refused: int
-
-
-def distinct(slots: Int32s) -> bool:
-    """Whether no slot appears twice."""
-    ordered = np.sort(slots)
-    return bool((ordered[1:] != ordered[:-1]).all())
 
 
 def slots_spec(slots: Sequence[int]) -> CPULoadStoreSpec:
@@ -151,7 +145,7 @@ class Primary:
         except (KeyError, TypeError):
             raise self.unavailable(checked_keys(keys)) from None
         if not distinct(slots):
-            checked_keys(keys)
+            checked_keys(keys)  # says which
         self.table.pin_slots(slots)
         self._paired_readers[slots] += 1
         return CPULoadStoreSpec(slots)

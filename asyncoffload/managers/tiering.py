@@ -202,13 +202,15 @@ class TieringOffloadingManager(CPUOffloadingManager):
         return ", ".join(f"{self._names[op.tier]} {op!r}" for op in self._running)
 
     def tier_counts(self) -> dict[str, dict[str, int]]:
-        """Per tier: blocks promoted, cascades by their outcome, and blocks it could not give, by status."""
+        """Per tier: blocks promoted; cascades ``in_flight``, ``stored``, ``shed`` and ``failed``; and as
+        ``refused_missing``, ``refused_corrupt`` and so on how often it could not give a block that was asked for.
+        """
         planner = self._planner
         return {
             name: {
                 "promoted": planner.promoted[tier],
                 **planner.cascade_counts(tier),
-                **{status.value: count for status, count in planner.refusals[tier].items()},
+                **{f"refused_{status.value}": count for status, count in planner.refusals[tier].items()},
             }
             for tier, name in enumerate(self._names)
         }

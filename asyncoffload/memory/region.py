@@ -30,7 +30,7 @@ _mapped_for_good: Final[list[mmap.mmap]] = []
 class SlotHold:
     """One holder of some slots: entering takes them, leaving lets go. May be left on another thread; not reusable."""
 
-    def __init__(self, region: HostRegion, slots: Int32s) -> None:
+    def __init__(self, region: HostRegion, slots: list[int]) -> None:
         self._region = region
         self._slots = slots
         self._entered = False
@@ -47,7 +47,7 @@ class SlotHold:
         self._region._let_go(self._slots)
 
     def __repr__(self) -> str:
-        return f"SlotHold({self._slots.tolist()})"
+        return f"SlotHold({self._slots})"
 
 
 class HostRegion:
@@ -71,7 +71,9 @@ class HostRegion:
         self.slot_bytes = slot_bytes
         self._memory: mmap.mmap | None = _anonymous(n_slots * slot_bytes)
         self._lock = threading.Lock()
-        self._holders = np.zeros(n_slots, dtype=np.int32)
+        # Plain lists, not arrays: an array operation on so few elements may give up the interpreter lock in its middle,
+        # and a loop that shares the machine with copying threads then waits for milliseconds to get it back.
+        self._holders = [0] * n_slots
         self._released: set[int] = set()
         self._asked: set[int] = set()
         self._notify: Callable[[], None] | None = None
@@ -119,16 +121,16 @@ class HostRegion:
             InvalidArgument: there is no such slot.
             ClosedError: on entering, when the region was closed.
         """
-        wanted = np.unique(np.asarray(slots, dtype=np.int32))
-        if wanted.size and (wanted[0] < 0 or wanted[-1] >= self.n_slots):
-            wrong = int(wanted[0] if wanted[0] < 0 else wanted[-1])
+        wanted = list(set(slots.tolist() if isinstance(slots, np.ndarray) else slots))
+        wrong = next((slot for slot in wanted if not 0 <= slot < self.n_slots), None)
+        if wrong is not None:
             raise InvalidArgument(f"slot {wrong} is not one of the region's {self.n_slots} slots")
         return SlotHold(self, wanted)
 
     def is_held(self, slot: int) -> bool:
         """Whether somebody holds the slot. Who is told True will hear of its release through :meth:`on_release`."""
         with self._lock:
-            held = bool(self._holders[slot])
+            held = self._holders[slot] > 0
             if held:
                 self._asked.add(slot)
             return held
@@ -155,14 +157,14 @@ class HostRegion:
         """
         with self._lock:
             memory, self._memory = self._memory, None
-            held = int(np.count_nonzero(self._holders))
+            held = self.n_slots - self._holders.count(0)
             if memory is None or not held:
                 return
             _mapped_for_good.append(memory)
         _log.warning("%d slots are still in use: the region's %d bytes stay mapped", held, self.nbytes)
 
     def __repr__(self) -> str:
-        state = "closed" if self._memory is None else f"{np.count_nonzero(self._holders)} held"
+        state = "closed" if self._memory is None else f"{self.n_slots - self._holders.count(0)} held"
         return f"HostRegion({self.n_slots} slots x {self.slot_bytes} bytes, {state})"
 
     def _open_memory(self) -> mmap.mmap:
@@ -171,18 +173,20 @@ class HostRegion:
             raise ClosedError(f"{self!r} was closed: its memory is gone")
         return memory
 
-    def _take(self, slots: Int32s) -> None:
+    def _take(self, slots: list[int]) -> None:
         with self._lock:
             self._open_memory()
-            self._holders[slots] += 1
+            for slot in slots:
+                self._holders[slot] += 1
             # A slot that is held again must not leave its quarantine on an older release.
             if self._released:
-                self._released.difference_update(slots.tolist())
+                self._released.difference_update(slots)
 
-    def _let_go(self, slots: Int32s) -> None:
+    def _let_go(self, slots: list[int]) -> None:
         with self._lock:
-            self._holders[slots] -= 1
-            idle = slots[self._holders[slots] == 0].tolist()
+            for slot in slots:
+                self._holders[slot] -= 1
+            idle = [slot for slot in slots if not self._holders[slot]]
             self._released.update(idle)
             awaited = not self._asked.isdisjoint(idle)
             self._asked.difference_update(idle)

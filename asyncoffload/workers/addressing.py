@@ -44,8 +44,8 @@ class Fragments:
     device: Int64s
     host: Int64s
     nbytes: Int64s
-    blocks: Int32s
-    slots: Int32s
+    blocks: list[int]
+    slots: list[int]
 
     def store(self) -> CopyBatch:
         """The copies of a store: from the device into the slots."""
@@ -138,7 +138,7 @@ class KVAddresses:
             for group, first, blocks, slots in zip(self._groups, firsts, block_parts, slot_parts, strict=True)
         ]
         device_side, host_side, nbytes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Fragments(device_side, host_side, nbytes, device.block_ids.copy(), host.block_ids.copy())
+        return Fragments(device_side, host_side, nbytes, device.block_ids.tolist(), host.block_ids.tolist())
 
     def _fragments_of_group(
         self, group: _Group, first: int, blocks: Int64s, slots: Int64s
@@ -195,7 +195,8 @@ def _require_within(what: str, ids: Int32s | Int64s, count: int) -> None:
 
 
 def _require_distinct(what: str, ids: Int32s) -> None:
-    ordered = np.sort(ids)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if repeated.size:
-        raise InvalidArgument(f"{what} {repeated[0]} is a destination twice: each may be written once per transfer")
+    # Not by sorting: that gives up the interpreter lock, which the calling loop then has to win back.
+    named = ids.tolist()
+    if len(set(named)) < len(named):
+        twice = next(number for number in named if named.count(number) > 1)
+        raise InvalidArgument(f"{what} {twice} is a destination twice: each may be written once per transfer")

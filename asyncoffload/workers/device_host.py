@@ -9,9 +9,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, suppress
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 
 from asyncoffload.aio.waiting import outlive
@@ -43,25 +43,23 @@ class _Direction:
         self.media = media
         self.stream = stream
         self.in_flight: deque[DeviceHostTransfer] = deque()
-        self._block_position = np.zeros(n_blocks, dtype=np.int64)
-        self._slot_position = np.zeros(n_slots, dtype=np.int64)
+        self._block_position = [0] * n_blocks
+        self._slot_position = [0] * n_slots
 
     def position_touching(self, fragments: Fragments) -> int:
         """The stream position of the last transfer that touches one of the fragments' blocks or slots; 0: none."""
-        return int(
-            max(
-                self._block_position[fragments.blocks].max(initial=0),
-                self._slot_position[fragments.slots].max(initial=0),
-            )
-        )
+        blocks = map(self._block_position.__getitem__, fragments.blocks)
+        return max(chain(blocks, map(self._slot_position.__getitem__, fragments.slots)), default=0)
 
     def launch(self, fragments: Fragments, batch: CopyBatch, keep_alive: object) -> tuple[Copy, CPUEvent]:
         """Submit a copy, mark its end, and remember what it touches. Block ids of different groups count as one."""
         copy = self.stream.copy(batch, keep_alive=keep_alive)
         event = CPUEvent()
         event.record(self.stream)
-        self._block_position[fragments.blocks] = copy.position
-        self._slot_position[fragments.slots] = copy.position
+        for block in fragments.blocks:
+            self._block_position[block] = copy.position
+        for slot in fragments.slots:
+            self._slot_position[slot] = copy.position
         return copy, event
 
     def pop_ended(self) -> list[DeviceHostTransfer]:

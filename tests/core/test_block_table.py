@@ -101,6 +101,14 @@ def test_more_unpins_than_pins_are_a_bug() -> None:
         table.unpin(slots)
 
 
+def test_a_block_is_pinned_once_per_call() -> None:
+    table = BlockTable(2, LRU())
+    put(table, 1)
+    with pytest.raises(InternalError, match="appears twice"):
+        table.pin(blocks(1, 1))
+    assert table.pinned == 0
+
+
 def test_a_write_is_all_or_nothing() -> None:
     table = BlockTable(3, LRU())
     put(table, 1, 2)
@@ -261,6 +269,16 @@ def test_clean_bits_belong_to_one_tier_and_one_life() -> None:
     table.reset()
     put(table, 2)
     assert table.dirty(2, tier=0) == blocks(2)
+
+
+def test_victims_are_looked_for_beyond_many_blocks_that_are_held() -> None:
+    held = set(range(3000))
+    table = BlockTable(3200, LRU(), is_held=held.__contains__)
+    for number in range(0, 3200, 64):
+        put(table, *reversed(range(number, number + 64)))
+    write = begin(table, *range(5000, 5100))
+    assert not set(write.slots) & held
+    assert len(write.evicted) == 100
 
 
 class TableMachine(RuleBasedStateMachine):
