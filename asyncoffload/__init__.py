@@ -58,7 +58,6 @@ if TYPE_CHECKING:
         StoreResult as StoreResult,
     )
     from asyncoffload.tiers.base import SecondaryTierManager as SecondaryTierManager
-    from asyncoffload.tiers.event_log import EventLog as EventLog
     from asyncoffload.tiers.example import ExampleSecondaryTierManager as ExampleSecondaryTierManager
     from asyncoffload.tiers.fs.manager import FileSystemTierManager as FileSystemTierManager
     from asyncoffload.types import (
@@ -107,7 +106,6 @@ _NAMES_BY_MODULE = {
     "memory.region": "HostRegion",
     "offloader": "LoadResult Offloader OffloaderStats StoreResult",
     "tiers.base": "SecondaryTierManager",
-    "tiers.event_log": "EventLog",
     "tiers.example": "ExampleSecondaryTierManager",
     "tiers.fs.manager": "FileSystemTierManager",
     "types": (

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import mmap
 import os
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import uvloop
+from raw_io import remove_tree
 
 from asyncoffload.core.layout import block_path
 from asyncoffload.keys import OffloadKey, make_key
@@ -127,7 +127,7 @@ class Ours(Side):
 
     def forget(self) -> None:
         self.run(self.tier.aclose())
-        shutil.rmtree(self.root)
+        remove_tree(self.root)
         self._open()
 
     def close(self) -> None:
@@ -220,7 +220,7 @@ class Vllm(Side):
 
     def forget(self) -> None:
         self._tier.shutdown()
-        shutil.rmtree(self.root)
+        remove_tree(self.root)
         self._tier = self._make_tier()
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ import asyncio
 import importlib.util
 import json
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import xxhash
 from fs_sides import Job, Memory, Ours, Vllm, new_keys
-from raw_io import BareThreads, read_file, write_file
+from raw_io import BareThreads, read_file, remove_tree, write_file
 
 DESCRIPTION = """\
 Measures, in one process, medians over rounds in which the sides take turns; a ratio is the median of the rounds'
@@ -93,7 +92,7 @@ class Bench:
         finally:
             for side in sides.values():
                 side.close()
-                shutil.rmtree(side.root)
+                remove_tree(side.root)
 
     def compare(self, what: str, gigabytes: float, seconds: dict[str, list[float]]) -> None:
         """Report throughput of ours, and its ratio to each other side."""
@@ -198,7 +197,7 @@ class Bench:
                         lags, used = ours.run(with_lag(both[name]))
                         lag.setdefault(f"{name} {verb}", []).append(lags)
                         cpu.setdefault(f"{name} {verb}", []).append(used / (total / 1e9))
-                shutil.rmtree(os.path.join(self.root, "raw"))
+                remove_tree(os.path.join(self.root, "raw"))
                 ours.forget()
             for verb in ("store", "load"):
                 each = {
@@ -223,7 +222,7 @@ class Bench:
             wrote = BareThreads(n_write, write_file, paths, slots).join()
             return wrote, BareThreads(n_read, read_file, paths, slots).join()
         finally:
-            shutil.rmtree(directory)
+            remove_tree(directory)
 
     def _best_threads(self, ours: Ours, n: int) -> dict[str, int]:
         tried = {count: self._raw(ours, new_keys(n), count, count) for count in THREAD_COUNTS}
@@ -257,7 +256,7 @@ async def with_lag(start: Callable[[], Any]) -> tuple[list[float], float]:
 
 async def beside(threads: BareThreads) -> None:
     """Wait for bare threads, without work for the loop."""
-    while threads.running:
+    while threads.running:  # noqa: ASYNC110 (an event would need a thread's help, which is what is measured)
         await asyncio.sleep(0.01)
 
 
@@ -302,7 +301,7 @@ def main() -> None:
         if "lag-cpu" in wanted:
             bench.lag_and_cpu()
     finally:
-        shutil.rmtree(root)
+        remove_tree(root)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump([asdict(figure) for figure in bench.figures], file, indent=2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,12 @@ from collections.abc import Callable, Sequence
 Move = Callable[[str, memoryview, memoryview], None]
 
 DIRECT = os.O_DIRECT
+
+
+def remove_tree(directory: str) -> None:
+    """Remove files and let the file system finish with it, so that the next measurement does not pay for it."""
+    shutil.rmtree(directory)
+    os.sync()
 
 
 def write_file(path: str, header: memoryview, payload: memoryview) -> None:

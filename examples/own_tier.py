@@ -1,7 +1,7 @@
 """A tier of one's own: blocks as rows of a SQLite database.
 
-SQLite blocks the thread that calls it, so all calls go to one thread that belongs to the tier. What makes it a tier is
-``_call``: it returns, or raises, only when that thread no longer touches the slots of a job.
+SQLite blocks the thread that calls it, so each block is a task of a thread pool. The pool also keeps the law of tiers:
+whoever awaits a job, cancelled or not, goes on only when nothing touches the slots of the job any more.
 
 Run it as it stands: ``python examples/own_tier.py``. ``tests/examples/test_own_tier.py`` puts it under the laws that
 ``asyncoffload.testing`` ships for tiers.
@@ -13,124 +13,121 @@ import asyncio
 import sqlite3
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 import xxhash
 
 import asyncoffload as ao
-from asyncoffload import KeyOutcome, LookupResult, Offloader, Status
+from asyncoffload import KeyOutcome, KVLayout, LookupResult, Offloader, OffloadKey, Status
 
-T = TypeVar("T")
-Work = Callable[[threading.Event], T]
+Slot = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class SQLiteTier(ao.SecondaryTierManager):
     """Keeps each block as a row with a checksum; a row is there as a whole or not at all."""
 
-    def __init__(self, layout: ao.KVLayout, primary_kv_view: memoryview, path: Path, tier_type: str = "sqlite") -> None:
+    def __init__(self, layout: KVLayout, primary_kv_view: memoryview, path: Path, tier_type: str = "sqlite") -> None:
         self.tier_type = tier_type
         self._layout = layout
-        self._slots = np.asarray(primary_kv_view)
+        self._slots: Slot = np.asarray(primary_kv_view)
         self._path = path
-        self._thread = ThreadPoolExecutor(1, "sqlite-tier", initializer=self._open)
-        self._events = ao.EventLog(tier_type, layout.tokens_per_block)
-        self._closed = False
-        self._dropped = threading.Event()
+        self._db: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+        self._pool = ao.DualQueueThreadPool(1, 1)
+        self._changes: deque[tuple[OffloadKey, bool]] = deque(maxlen=4096)
 
     async def start(self) -> None:
-        await self._call(lambda _: None)
+        await self._pool.enqueue_load(0, 1, [lambda: self._execute("select 1")])
 
-    async def lookup(
-        self, keys: Sequence[ao.OffloadKey], ctx: ao.RequestContext = ao.ANONYMOUS
-    ) -> Sequence[LookupResult]:
-        return await self._call(lambda _: [LookupResult.HIT if self._row(key) else LookupResult.MISS for key in keys])
+    async def lookup(self, keys: Sequence[OffloadKey], ctx: ao.RequestContext = ao.ANONYMOUS) -> Sequence[LookupResult]:
+        (found,) = await self._pool.enqueue_load(0, 1, [lambda: [bool(self._rows(key)) for key in keys]])
+        if not isinstance(found, list):
+            raise ao.TierUnavailable(f"{self._path} cannot be searched: {found}")
+        return [LookupResult.HIT if there else LookupResult.MISS for there in found]
 
     async def store(self, job: ao.TransferJob) -> ao.JobResult:
-        return await self._move(job, self._store_block)
+        return await self._each(job, self._pool.enqueue_store, self._store_block)
 
     async def load(self, job: ao.TransferJob) -> ao.JobResult:
-        return await self._move(job, self._load_block)
+        return await self._each(job, self._pool.enqueue_load, self._load_block)
+
+    def hurry(self, job_id: int, priority: ao.Priority) -> None:
+        self._pool.hurry(job_id, priority)
 
     def take_events(self) -> Sequence[ao.OffloadingEvent]:
-        return self._events.take()
+        block_size, events = self._layout.tokens_per_block, []
+        while self._changes:
+            key, removed = self._changes.popleft()
+            events.append(ao.OffloadingEvent([key], block_size, self.tier_type, removed))
+        return events
 
     async def drain(self) -> None:
-        await ao.outlive(asyncio.wrap_future(self._thread.submit(lambda: None)))
+        await self._pool.wait_idle()
 
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:
-        if not self._closed:
-            self._closed = True
-            if not drain:
-                self._dropped.set()
-            self._ended = self._thread.submit(lambda: self._db.close())
-            self._thread.shutdown(wait=False)
-        await ao.outlive(asyncio.wrap_future(self._ended), stop=self._dropped.set)
+        try:
+            await self._pool.aclose(drain=drain, drain_timeout=drain_timeout, timeout=timeout)
+        finally:
+            if self._db is not None and not self._pool.stats().unfinished_jobs:
+                self._db.close()
 
-    async def _move(self, job: ao.TransferJob, move: Callable[[ao.OffloadKey, Any], KeyOutcome]) -> ao.JobResult:
-        """Move the blocks of a job one by one, in the tier's thread, until it is asked to stop."""
+    async def _each(
+        self, job: ao.TransferJob, enqueue: Any, move: Callable[[OffloadKey, Slot], KeyOutcome]
+    ) -> ao.JobResult:
+        """Make each block of a job a task of the pool, and its result an outcome."""
         if wrong := [slot for slot in job.slots if not 0 <= slot < len(self._slots)]:
             raise ao.InvalidArgument(f"slot {wrong[0]} is not one of the {len(self._slots)} slots of the primary")
 
-        def each_block(stop: threading.Event) -> list[KeyOutcome]:
-            outcomes = []
-            for key, slot in zip(job.keys, job.slots, strict=True):
-                if stop.is_set() or self._dropped.is_set() or key in job.unwanted:
-                    outcomes.append(ao.CANCELLED)
-                    continue
-                try:
-                    outcomes.append(move(key, self._slots[slot, : self._layout.group_bytes(ao.group_of(key))]))
-                except sqlite3.Error as error:
-                    outcomes.append(KeyOutcome(Status.FAILED, error))
-            return outcomes
+        def task(key: OffloadKey, slot: int) -> KeyOutcome:
+            nbytes = self._layout.group_bytes(ao.group_of(key))
+            return ao.CANCELLED if key in job.unwanted else move(key, self._slots[slot, :nbytes])
 
-        return ao.JobResult(job.job_id, job.keys, await self._call(each_block), self.tier_type)
+        tasks = [partial(task, key, slot) for key, slot in zip(job.keys, job.slots, strict=True)]
+        results = await enqueue(job.job_id, len(tasks), tasks, priority=job.priority)
+        return ao.JobResult(job.job_id, job.keys, [_outcome(result) for result in results], self.tier_type)
 
-    async def _call(self, work: Work[T]) -> T:
-        """Do something in the tier's thread; cancelled, it raises when the thread is really done with it."""
-        if self._closed:
-            raise ao.ClosedError(f"tier {self.tier_type!r} is closed: make a new one")
-        stop = threading.Event()
-        running = self._thread.submit(work, stop)
+    def _execute(self, statement: str, *values: object) -> list[tuple[bytes, ...]]:
+        """Run a statement in a thread of the pool; the first one opens the database."""
+        with self._lock:
+            if self._db is None:
+                self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+                self._db.execute("pragma synchronous = off")  # after a power cut, checksums tell what is torn
+                self._db.execute("create table if not exists blocks (key blob primary key, checksum blob, bytes blob)")
+            return self._db.execute(statement, values).fetchall()
 
-        def give_up() -> None:
-            stop.set()
-            running.cancel()  # which works as long as it has not begun
+    def _rows(self, key: OffloadKey) -> list[tuple[bytes, ...]]:
+        return self._execute("select checksum, bytes from blocks where key = ?", key)
 
-        return await ao.outlive(asyncio.wrap_future(running), give_up)
-
-    def _open(self) -> None:
-        self._db = sqlite3.connect(self._path, isolation_level=None)
-        self._db.execute("pragma journal_mode = wal")
-        self._db.execute("create table if not exists blocks (key blob primary key, checksum blob, bytes blob)")
-
-    def _row(self, key: ao.OffloadKey) -> tuple[bytes, bytes] | None:
-        row: tuple[bytes, bytes] | None = self._db.execute(
-            "select checksum, bytes from blocks where key = ?", (key,)
-        ).fetchone()
-        return row
-
-    def _store_block(self, key: ao.OffloadKey, slot: Any) -> KeyOutcome:
-        row = (key, xxhash.xxh3_128_digest(slot), slot.tobytes())
-        if self._db.execute("insert or ignore into blocks values (?, ?, ?)", row).rowcount:
-            self._events.appeared([key])
+    def _store_block(self, key: OffloadKey, slot: Slot) -> KeyOutcome:
+        insert = "insert or ignore into blocks values (?, ?, ?) returning key"
+        if self._execute(insert, key, xxhash.xxh3_128_digest(slot.data), slot.tobytes()):
+            self._changes.append((key, False))
         return ao.DONE
 
-    def _load_block(self, key: ao.OffloadKey, slot: Any) -> KeyOutcome:
-        row = self._row(key)
-        if row is None:
+    def _load_block(self, key: OffloadKey, slot: Slot) -> KeyOutcome:
+        rows = self._rows(key)
+        if not rows:
             return ao.MISSING
-        checksum, payload = row
+        ((checksum, payload),) = rows
         if len(payload) != slot.nbytes or xxhash.xxh3_128_digest(payload) != checksum:
-            self._db.execute("delete from blocks where key = ?", (key,))
-            self._events.removed([key])
+            self._execute("delete from blocks where key = ?", key)
+            self._changes.append((key, True))
             return KeyOutcome(Status.CORRUPT, ao.CorruptBlockError(f"block {key.hex()} has changed on disk"))
         np.copyto(slot, np.frombuffer(payload, np.uint8))
         return ao.DONE
+
+
+def _outcome(result: KeyOutcome | BaseException | Status) -> KeyOutcome:
+    """A task answers with an outcome or raises; for one that it never ran, the pool answers CANCELLED or SHED."""
+    if isinstance(result, BaseException):
+        return KeyOutcome(Status.FAILED, result)
+    return result if isinstance(result, KeyOutcome) else KeyOutcome(result)
 
 
 async def main(root: Path) -> None:
@@ -139,7 +136,7 @@ async def main(root: Path) -> None:
     keys = [ao.make_key(bytes([n])) for n in range(8)]
     for run in ("first", "second"):
         tiers = [lambda layout, view: SQLiteTier(layout, view, root / "blocks.db")]
-        async with Offloader({"host_bytes": "1MiB"}, kv_caches=kv_caches, tiers=tiers) as offloader:
+        async with Offloader({"host_bytes": "16MiB"}, kv_caches=kv_caches, tiers=tiers) as offloader:
             loaded = await offloader.load(keys, range(8))
             print(f"{run} run: {loaded.blocks} blocks loaded, by tier: {dict(loaded.by_tier)}")
             await offloader.store(keys, range(8))

@@ -131,7 +131,7 @@ def replay(
     direct_io: Annotated[
         DirectIO, typer.Option(rich_help_panel=_DISK, help="Pass by the page cache (O_DIRECT).")
     ] = DirectIO.AUTO,
-    concurrency: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAFFIC, help="Requests in flight.")] = 32,
+    concurrency: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAFFIC, help="Requests in flight.")] = 16,
     settle: Annotated[
         bool,
         typer.Option(

@@ -52,7 +52,7 @@ class ReplayOptions:
     settings: OffloaderSettings
     block_bytes: int
     device_blocks: int
-    concurrency: int = 32
+    concurrency: int = 16
     settle: bool = False
     speed: float | None = None
     deadline: float | None = None
@@ -85,6 +85,7 @@ class Replay:
         self.stats: OffloaderStats | None = None
         self.seconds = 0.0
         self.cpu_seconds = 0.0
+        self._keys = {block: _key(block) for block in {block for request in requests for block in request.blocks}}
         self._started = 0.0
         self._pool = DevicePool(options.device_blocks)
         self._layers = [torch.zeros(options.device_blocks, page_bytes, dtype=torch.uint8) for _ in range(LAYERS)]
@@ -154,7 +155,7 @@ class Replay:
     async def _serve(self, offloader: Offloader, number: int, request: Request, blocks: Sequence[int]) -> Served:
         if not request.blocks:
             return Served(finished=self._now(), blocks=0)
-        keys = [_key(block) for block in request.blocks]
+        keys = [self._keys[block] for block in request.blocks]
         deadline = None if self.options.deadline is None else time.monotonic() + self.options.deadline
         ctx = RequestContext(request_id=f"request {number}", deadline=deadline)
         found = await offloader.lookup(keys, ctx)
@@ -191,8 +192,8 @@ def _account(stats: OffloaderStats) -> Account:
             promoted=int(counts["promoted"]),
             cascaded=int(counts["stored"]),
             shed=int(counts["shed"]),
-            corrupt=int(counts.get(Status.CORRUPT.value, 0)),
-            failed=int(counts.get(Status.FAILED.value, 0)),
+            corrupt=int(counts.get(f"refused_{Status.CORRUPT.value}", 0)),
+            failed=int(counts["failed"] + counts.get(f"refused_{Status.FAILED.value}", 0)),
         )
         for name, counts in stats.tiers.items()
     }

@@ -68,8 +68,8 @@ class ReplayCommand:
             if report.wrong_bytes:
                 status = WRONG_BYTES
         except* (OffloadError, InternalError) as group:
-            for error in _leaves(group):
-                complaints.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+            for message in dict.fromkeys(str(error) for error in _leaves(group)):
+                complaints.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
         return status
 
     def _traffic(self) -> Sequence[Request]:

@@ -234,9 +234,13 @@ class TieringOffloadingManager(CPUOffloadingManager):
                 await asyncio.sleep(0)
                 self._plan(self._planner.extend, ticket, keys[start : start + MAX_OP_BLOCKS])
             yield ticket
-        finally:
-            with suppress(InternalError):  # a broken plan holds nothing that could still be given back
+        except BaseException:
+            with suppress(InternalError):  # the exception that ended the block is the one to see
                 self._plan(self._planner.close, ticket)
+            raise
+        else:
+            self._plan(self._planner.close, ticket)
+        finally:
             self._announce(ticket)
 
     def _allowed(self, ctx: RequestContext) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from asyncoffload.cli import main
 from asyncoffload.cli.app import app
 
 SMALL = ("--requests", "20", "--block-bytes", "4KiB", "--host-bytes", "1MiB")
@@ -25,6 +26,13 @@ def _run(*arguments: str | Path) -> Result:
 
 def test_the_version() -> None:
     assert _run("--version").output == f"asyncoffload {version('asyncoffload')}\n"
+
+
+def test_without_its_extra_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "asyncoffload.cli.app")
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit, match=r"needs typer: pip install 'asyncoffload\[cli\]'"):
+        main()
 
 
 def test_help_teaches() -> None:

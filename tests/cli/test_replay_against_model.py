@@ -54,6 +54,7 @@ def replayed_hits(requests: Sequence[Request], capacity: int, root: Path) -> lis
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(replay.run())
     assert not any(served.wrong_bytes or served.shed for served in replay.served)
+    assert replay.report({}).account.tiers["fs"].shed == 0
     return [{"CPU": served.hits.get("CPU", 0), "fs": served.hits.get("fs", 0)} for served in replay.served]
 
 

@@ -44,12 +44,14 @@ class Gate:
 
     def __init__(self) -> None:
         self.waiting = 0
+        self._grace = 0
         self._open = asyncio.Event()
         self._open.set()
         self._changed = asyncio.Event()
 
-    def shut(self) -> None:
-        """Whoever comes by from now on waits."""
+    def shut(self, after: int = 0) -> None:
+        """Whoever comes by from now on waits; the first ``after`` of them still pass."""
+        self._grace = after
         self._open.clear()
 
     def open(self) -> None:
@@ -65,6 +67,9 @@ class Gate:
     async def passing(self) -> None:
         """Pass, or wait for the gate to open."""
         if self._open.is_set():
+            return
+        if self._grace:
+            self._grace -= 1
             return
         self.waiting += 1
         self._changed.set()

@@ -106,10 +106,10 @@ async def test_the_first_part_is_readable_while_the_next_promotion_is_under_way(
     keys = keys_of(4)
     async with tiered(16, promoting=2) as stack:
         stack.tier.keep(keys)
+        stack.tier.halfway.shut(after=2)
         async with stack.manager.loading(keys, streaming=True) as lease:
             parts = lease.parts()
             part = await anext(parts)
-            stack.tier.halfway.shut()
             await stack.tier.halfway.reached()
             assert list(part.keys) == keys[:2]
             stack.check(part.keys, part.spec)
@@ -364,10 +364,10 @@ async def test_a_deadline_ends_the_lease_at_the_prefix_it_has() -> None:
     keys = keys_of(6)
     async with tiered(16, promoting=2) as stack:
         stack.tier.keep(keys)
+        stack.tier.halfway.shut(after=2)
         async with stack.manager.loading(keys, RequestContext(deadline=10.0), streaming=True) as lease:
             parts = lease.parts()
             await anext(parts)
-            stack.tier.halfway.shut()
             await stack.tier.halfway.reached()
             stack.clock.now = 11.0
             assert [part async for part in parts] == []

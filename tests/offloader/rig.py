@@ -6,7 +6,8 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from hashlib import shake_128
 from typing import Any
@@ -133,7 +134,23 @@ class GatedTier(ExampleSecondaryTierManager):
         self.broken: set[str] = set()
         self._hints = hints
 
-    async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> Sequence[LookupResult]:
+    @contextmanager
+    def shut(self, verb: str) -> Iterator[None]:
+        """Keep the gate of a verb shut for the length of a block."""
+        self.gates[verb].clear()
+        try:
+            yield
+        finally:
+            self.gates[verb].set()
+
+    async def arrival(self, verb: str) -> TransferJob:
+        """The next job that arrives, or has arrived, at the gate of this verb."""
+        while True:
+            arrived, job = await self.jobs.get()
+            if arrived == verb:
+                return job
+
+    async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> Sequence[LookupResult]:  # noqa: ARG002
         await self.gates["lookup"].wait()
         self._raise_if_broken("lookup")
         known = self._blocks.keys()
@@ -201,8 +218,14 @@ class CopyGate:
         self._region = range(first, first + region.nbytes)
         return DeviceHostHandler(kv_caches, region, layout, batch_copy=self._copy)
 
-    def shut(self) -> None:
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """Hold up every copy for the length of a block, or until :meth:`open`."""
         self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
 
     def open(self) -> None:
         self._open.set()
@@ -311,10 +334,19 @@ async def turns(n: int = 20) -> None:
         await asyncio.sleep(0)
 
 
+async def only_in_tiers(offloader: Offloader, device: Device, keys: Sequence[OffloadKey]) -> None:
+    """Bring blocks into the tiers, and out of the primary and the device."""
+    device.fill(keys, range(len(keys)))
+    await offloader.store(keys, range(len(keys)))
+    await offloader.settle()
+    await offloader._manager.reset()
+    device.poison()
+
+
 async def at_rest(offloader: Offloader) -> bool:
     """Whether, once its tiers have nothing to do any more, an open offloader holds nothing for anybody."""
     while not offloader._manager._planner.idle:
-        await asyncio.sleep(0)
+        await turns(1)
     return idle(offloader)
 
 

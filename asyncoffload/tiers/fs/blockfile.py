@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from asyncoffload.errors import CorruptBlockError
 from asyncoffload.keys import OffloadKey
-from asyncoffload.tiers.fs.format import CHECKSUM_AT, PAGE, BlockFormat, checksum, file_bytes, padding
+from asyncoffload.tiers.fs.format import CHECKSUM_AT, FIELD_BYTES, PAGE, BlockFormat, checksum, file_bytes, padding
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # the last one: opening a pipe must not hang
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -122,7 +122,8 @@ class BlockFiles:
         if count != file_bytes(len(into)):
             return f"the file ends after {count} bytes of {file_bytes(len(into))}"
         header = self._format.header(key, len(into))
-        if pages.header[:CHECKSUM_AT] != header:
+        # Zeros behind the fields are left to the checksum; and a memoryview compares byte by byte, so bytes it is.
+        if bytes(pages.header[:FIELD_BYTES]) != header[:FIELD_BYTES]:
             return self._format.difference(bytes(pages.header), key, len(into))
         if pages.header[CHECKSUM_AT:] != checksum(header, parts):
             return "the checksum does not match"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from typing import Any, Literal
 
 import aiofiles
+from aiofiles.threadpool.text import AsyncTextIOWrapper
 
 from asyncoffload.errors import ConfigError
 
@@ -29,7 +32,7 @@ async def agree_on_config(path: str, config: Mapping[str, object], temporary: st
         OSError: the operating system refused.
     """
     try:
-        async with aiofiles.open(path, encoding="utf-8", errors="replace", executor=executor) as file:
+        async with _opened(path, "r", executor, errors="replace") as file:
             found = await file.read()
     except FileNotFoundError:
         await _write(path, json.dumps(config, indent=2) + "\n", temporary, executor)
@@ -45,12 +48,24 @@ async def agree_on_config(path: str, config: Mapping[str, object], temporary: st
 
 async def _write(path: str, text: str, temporary: str, executor: Executor) -> None:
     run = asyncio.get_running_loop().run_in_executor
-    async with aiofiles.open(temporary, "w", encoding="utf-8", opener=_private, executor=executor) as file:
+    async with _opened(temporary, "w", executor, opener=_private) as file:
         await file.write(text)
         await file.flush()
         # A config that a loss of power left empty would lock its blocks away.
         await run(executor, os.fsync, file.fileno())
     await run(executor, os.replace, temporary, path)
+
+
+@asynccontextmanager
+async def _opened(
+    path: str, mode: Literal["r", "w"], executor: Executor, **options: Any
+) -> AsyncIterator[AsyncTextIOWrapper]:
+    """A text file. The context manager of aiofiles would close it in the loop's default executor."""
+    file = await aiofiles.open(path, mode, encoding="utf-8", executor=executor, **options)
+    try:
+        yield file
+    finally:
+        await file.close()
 
 
 def _private(path: str, flags: int) -> int:
