@@ -87,10 +87,10 @@ class Ours(Side):
         self._open()
 
     def store(self, jobs: Sequence[Job]) -> float:
-        return self._runner.run(self._all(self.tier.store, jobs))
+        return self._runner.run(self.move_all(self.tier.store, jobs))
 
     def load(self, jobs: Sequence[Job]) -> float:
-        return self._runner.run(self._all(self.tier.load, jobs))
+        return self._runner.run(self.move_all(self.tier.load, jobs))
 
     def run(self, call: Awaitable[T]) -> T:
         """Run something on the tier's loop."""
@@ -143,7 +143,7 @@ class Ours(Side):
         self.tier = FileSystemTierManager(self.layout, self.memory.view, "fs", self.root, n, n)
         self.run(self.tier.start())
 
-    async def _all(self, verb: Callable[[TransferJob], Awaitable[JobResult]], jobs: Sequence[Job]) -> float:
+    async def move_all(self, verb: Callable[[TransferJob], Awaitable[JobResult]], jobs: Sequence[Job]) -> float:
         began = time.perf_counter()
         results = await asyncio.gather(*(verb(TransferJob(*job)) for job in jobs))
         seconds = time.perf_counter() - began

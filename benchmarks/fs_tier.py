@@ -10,14 +10,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-import xxhash
 from fs_sides import Job, Memory, Ours, Vllm, new_keys
-from raw_io import BareThreads, read_file, remove_tree, write_file
+from raw_io import BareThreads, Move, check_and_write, read_and_check, read_file, remove_tree, write_file
 
 DESCRIPTION = """\
 Measures, in one process, medians over rounds in which the sides take turns; a ratio is the median of the rounds'
@@ -179,7 +179,6 @@ class Bench:
         n = total // block_bytes
         with self.sides(block_bytes, n) as sides:
             ours: Ours = sides["ours"]
-            checksum = self._checksum_seconds(ours)
             lag: dict[str, list[list[float]]] = {}
             cpu: dict[str, list[float]] = {}
             for round_ in range(self.rounds):
@@ -187,14 +186,19 @@ class Bench:
                 jobs = in_jobs(keys, range(n))
                 paths = ours.paths(os.path.join(self.root, "raw"), keys)
                 slots = ours.memory.slots(range(n))
-                for verb, move in (("store", write_file), ("load", read_file)):
-                    mine = lambda verb=verb, jobs=jobs: ours._all(getattr(ours.tier, verb), jobs)  # noqa: E731
-                    bare = lambda move=move, paths=paths, slots=slots: beside(  # noqa: E731
-                        BareThreads(2 * ours.threads, move, paths, slots)
-                    )
-                    both: dict[str, Callable[[], Any]] = {"ours": mine, "raw": bare}
-                    for name in list(both)[:: 1 if round_ % 2 else -1]:
-                        lags, used = ours.run(with_lag(both[name]))
+                for verb, move, checked in (
+                    ("store", write_file, check_and_write),
+                    ("load", read_file, read_and_check),
+                ):
+                    for name in ("ours", "raw", "raw + checksum")[:: 1 if round_ % 2 else -1]:
+                        if name == "ours":
+                            work: Callable[[], Awaitable[object]] = partial(
+                                ours.move_all, getattr(ours.tier, verb), jobs
+                            )
+                        else:
+                            raw_move = move if name == "raw" else checked
+                            work = partial(beside, 2 * ours.threads, raw_move, paths, slots)
+                        lags, used = ours.run(with_lag(work))
                         lag.setdefault(f"{name} {verb}", []).append(lags)
                         cpu.setdefault(f"{name} {verb}", []).append(used / (total / 1e9))
                 remove_tree(os.path.join(self.root, "raw"))
@@ -208,11 +212,11 @@ class Bench:
                 note = f"raw {statistics.median(each['raw']):.2f} ms, {2 * ours.threads} threads each"
                 self.report(Figure(f"loop lag p99, {verb}", value, "ms", "raw", *spread(ratios), note=note))
             for verb in ("store", "load"):
-                mine_, bare_ = cpu[f"ours {verb}"], cpu[f"raw {verb}"]
-                ratios = [(a - checksum) / b for a, b in zip(mine_, bare_, strict=True)]
-                note = f"raw {statistics.median(bare_):.3f}, checksum {checksum:.3f} of ours (ratio without it)"
-                value = statistics.median(mine_)
-                self.report(Figure(f"cpu, {verb}", value, "s/GB", "raw", *spread(ratios), note=note))
+                mine, bare, checked_ = (cpu[f"{name} {verb}"] for name in ("ours", "raw", "raw + checksum"))
+                shares = [c - b for b, c in zip(bare, checked_, strict=True)]
+                ratios = [(a - share) / b for a, b, share in zip(mine, bare, shares, strict=True)]
+                note = f"raw {statistics.median(bare):.3f}, checksum {statistics.median(shares):.3f} (ratio without it)"
+                self.report(Figure(f"cpu, {verb}", statistics.median(mine), "s/GB", "raw", *spread(ratios), note=note))
 
     def _raw(self, ours: Ours, keys: Sequence[Any], n_write: int, n_read: int) -> tuple[float, float]:
         """Seconds of bare threads for the same files, written and read."""
@@ -231,17 +235,8 @@ class Bench:
             "load": min(tried, key=lambda count: tried[count][1]),
         }
 
-    def _checksum_seconds(self, ours: Ours) -> float:
-        """Processor seconds of the checksum, per GB of blocks that are not in the processor's cache."""
-        slots = ours.memory.slots(range(ours.memory.n_slots))
-        began = time.process_time()
-        for slot in slots:
-            digest = xxhash.xxh3_64()
-            digest.update(slot)
-        return (time.process_time() - began) / (len(slots) * ours.memory.slot_bytes / 1e9)
 
-
-async def with_lag(start: Callable[[], Any]) -> tuple[list[float], float]:
+async def with_lag(start: Callable[[], Awaitable[object]]) -> tuple[list[float], float]:
     """Run something on the loop beside a timer of 1 ms; the timer's lags, and the processor seconds of it all."""
     began = time.process_time()
     work = asyncio.ensure_future(start())
@@ -254,8 +249,9 @@ async def with_lag(start: Callable[[], Any]) -> tuple[list[float], float]:
     return lags, time.process_time() - began
 
 
-async def beside(threads: BareThreads) -> None:
-    """Wait for bare threads, without work for the loop."""
+async def beside(n_threads: int, move: Move, paths: Sequence[str], slots: Sequence[memoryview]) -> None:
+    """Run bare threads beside a loop that has nothing to do with them."""
+    threads = BareThreads(n_threads, move, paths, slots)
     while threads.running:  # noqa: ASYNC110 (an event would need a thread's help, which is what is measured)
         await asyncio.sleep(0.01)
 

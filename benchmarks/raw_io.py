@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+import xxhash
+
 Move = Callable[[str, memoryview, memoryview], None]
 
 DIRECT = os.O_DIRECT
@@ -49,6 +51,18 @@ def read_file(path: str, header: memoryview, payload: memoryview) -> None:
     finally:
         os.close(fd)
     assert moved == len(header) + len(payload)
+
+
+def check_and_write(path: str, header: memoryview, payload: memoryview) -> None:
+    """:func:`write_file` after a pass over the payload for its checksum."""
+    xxhash.xxh3_64().update(payload)
+    write_file(path, header, payload)
+
+
+def read_and_check(path: str, header: memoryview, payload: memoryview) -> None:
+    """:func:`read_file`, then a pass over the payload, which is in no cache of this processor yet."""
+    read_file(path, header, payload)
+    xxhash.xxh3_64().update(payload)
 
 
 class BareThreads:

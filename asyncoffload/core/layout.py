@@ -5,10 +5,11 @@ Blocks may share a directory only if their bytes mean the same thing. Everything
 each has a directory of its own::
 
     <root>/<fingerprint>_r<rank>/config.json
-    <root>/<fingerprint>_r<rank>/<hhh>/<hh>_g<group>/<hash>.bin
+    <root>/<fingerprint>_r<rank>/<hh>_g<group>/<hash>.bin
 
-where ``hhh`` and ``hh`` are the first three and the next two hexadecimal digits of the block hash: with a uniform hash,
-a million blocks of a group come to rest in 4,096 x 256 directories, about one file in each.
+where ``hh`` are the first two hexadecimal digits of the block hash. With a uniform hash the 256 directories of a group
+are made once and hold some 4,000 files each at a million blocks, which file systems with indexed directories take
+lightly. A finer fan-out makes a directory or two for every block, which costs more than writing a small block does.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FORMAT_VERSION = 1
 
 FINGERPRINT_BYTES = 16
 
-_FAN_OUT = re.compile(r"[0-9a-f]{1,3}")
+_FAN_OUT = re.compile(r"[0-9a-f]{2}_g(?P<group>[0-9]{1,10})")
 _BLOCK = re.compile(r"(?P<hash>(?:[0-9a-f]{2}){1,64})\.bin")
 
 
@@ -60,19 +61,18 @@ def directory_name(layout: KVLayout) -> str:
 def block_path(directory: str, key: OffloadKey) -> str:
     """Path of a block's file below the directory of its layout."""
     digits = block_hash_of(key).hex()
-    return f"{directory}/{digits[:3]}/{digits[3:5]}_g{group_of(key)}/{digits}.bin"
+    return f"{directory}/{digits[:2]}_g{group_of(key)}/{digits}.bin"
 
 
 def is_fan_out(name: str) -> bool:
-    """Whether a name is one that :func:`block_path` gives to a directory of the first level."""
+    """Whether a name is one that :func:`block_path` may give to a directory."""
     return _FAN_OUT.fullmatch(name) is not None
 
 
-def key_of(first: str, second: str, name: str) -> OffloadKey | None:
-    """The key whose :func:`block_path` ends in ``first/second/name``; None when there is no such key."""
-    match = _BLOCK.fullmatch(name)
-    group = second.rpartition("_g")[2]
-    if match is None or not (group.isascii() and group.isdigit()) or int(group) >= 1 << (8 * GROUP_BYTES):
+def key_of(parent: str, name: str) -> OffloadKey | None:
+    """The key whose :func:`block_path` ends in ``parent/name``; None when there is no such key."""
+    place, block = _FAN_OUT.fullmatch(parent), _BLOCK.fullmatch(name)
+    if place is None or block is None or int(place["group"]) >= 1 << (8 * GROUP_BYTES):
         return None
-    key = make_key(bytes.fromhex(match["hash"]), int(group))
-    return key if block_path("", key) == f"/{first}/{second}/{name}" else None
+    key = make_key(bytes.fromhex(block["hash"]), int(place["group"]))
+    return key if block_path("", key) == f"/{parent}/{name}" else None

@@ -248,6 +248,16 @@ class TicketBook:
             ticket.slots[index] = slot
             ticket.sources[index] = fetch.tier
 
+    def slots_of_waiters(self) -> set[int]:
+        """The slots that are pinned for tickets which have not reached their end."""
+        slots = {slot for ticket in self.open if not ticket.done for slot in ticket.slots}
+        return slots - {NO_SLOT}
+
+    def youngest_holder(self) -> Ticket:
+        """Who gives up where all who hold slots wait for another: of the least urgent the youngest."""
+        holders = [ticket for ticket in self.open if not ticket.done and max(ticket.slots) != NO_SLOT]
+        return max(reversed(holders), key=lambda ticket: ticket.priority)
+
     def forget(self, fetch: Fetch) -> None:
         """Drop a fetch, unless its key is wanted anew by another one."""
         if self.fetches.get(fetch.key) is fetch:

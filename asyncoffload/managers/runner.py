@@ -16,6 +16,9 @@ from asyncoffload.types import LookupResult, OffloadingEvent, RequestContext, St
 
 logger = logging.getLogger(__name__)
 
+WHATEVER_A_TIER_RAISES = (Exception, asyncio.CancelledError)
+"""By a plain call, in which nobody can have cancelled us."""
+
 _TROUBLE = frozenset({Status.CORRUPT, Status.FAILED, Status.TIMED_OUT})
 
 
@@ -75,7 +78,7 @@ class OpRunner:
             job.priority = advice.priority
             try:
                 tier.hurry(job.job_id, advice.priority)
-            except Exception as error:
+            except WHATEVER_A_TIER_RAISES as error:
                 self._complain(tier, "hurry", repr(error))
 
     def hint_of(self, tier: SecondaryTierManager) -> Callable[[OffloadKey], bool]:
@@ -84,7 +87,7 @@ class OpRunner:
         def hint(key: OffloadKey) -> bool:
             try:
                 return tier.hint(key)
-            except Exception as error:
+            except WHATEVER_A_TIER_RAISES as error:
                 self._complain(tier, "hint", repr(error))
                 return False
 
@@ -94,7 +97,7 @@ class OpRunner:
         """What appeared in a tier and left it since the last call."""
         try:
             return self._tiers[tier].take_events()
-        except Exception as error:
+        except WHATEVER_A_TIER_RAISES as error:
             self._complain(self._tiers[tier], "take_events", repr(error))
             return ()
 

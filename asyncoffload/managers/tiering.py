@@ -137,10 +137,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
     # ---- the whole
 
     async def settle(self) -> None:
-        """Wait until every cascade that was offered has ended.
-
-        Cancellation: leaves at once; the cascades go on.
-        """
+        """Wait until every cascade that was offered has ended. Cancelled, it leaves at once, and they go on."""
         self._check_open()
         await self._until_settled()
 
@@ -174,7 +171,9 @@ class TieringOffloadingManager(CPUOffloadingManager):
             self._hub.close()
 
     async def _close(self, drain: bool, drain_timeout: float, timeout: float | None) -> None:
-        warning = asyncio.get_running_loop().call_later(LONG_CLOSE, self._say_what_runs)
+        warning = asyncio.get_running_loop().call_later(
+            LONG_CLOSE, lambda: logger.warning("closing waits for %s", self._what_runs())
+        )
         try:
             if drain:
                 with suppress(TimeoutError, InternalError):
@@ -194,9 +193,6 @@ class TieringOffloadingManager(CPUOffloadingManager):
     def _drop_cascades(self) -> None:
         with suppress(InternalError):
             self._plan(self._planner.shut, drain=False)
-
-    def _say_what_runs(self) -> None:
-        logger.warning("closing waits for %s", self._what_runs())
 
     def _what_runs(self) -> str:
         return ", ".join(f"{self._names[op.tier]} {op!r}" for op in self._running)

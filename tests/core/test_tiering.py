@@ -8,8 +8,8 @@ from asyncoffload.core.block_table import BlockTable
 from asyncoffload.core.ops import Hurry, Op, OpKind
 from asyncoffload.core.policies import LRU
 from asyncoffload.core.primary import Primary
-from asyncoffload.core.tickets import PRIMARY, Mode, Ticket
 from asyncoffload.core.promotions import MAX_PROMOTION_BLOCKS
+from asyncoffload.core.tickets import PRIMARY, Mode, Ticket
 from asyncoffload.core.tiering import MAX_OP_BLOCKS, TieringPlanner
 from asyncoffload.errors import InternalError
 from asyncoffload.keys import OffloadKey, make_key
@@ -24,7 +24,12 @@ class Stack:
     """A planner over tiers that are sets of keys, and somebody who does what it asks for."""
 
     def __init__(
-        self, n_slots: int, *tiers: set[OffloadKey], hinted: bool = False, promotion_blocks: int = 256, cascades: int = 256
+        self,
+        n_slots: int,
+        *tiers: set[OffloadKey],
+        hinted: bool = False,
+        promotion_blocks: int = 256,
+        cascades: int = 256,
     ) -> None:
         self.table = BlockTable(n_slots, LRU(), n_tiers=len(tiers))
         self.primary = Primary(self.table)
@@ -68,8 +73,8 @@ class Stack:
         assert self.planner.idle
         assert self.table.pinned == 0
         assert not self.table.writing
-        assert not self.planner._book.fetches
-        assert not self.planner._book.open
+        assert not self.planner._reads.book.fetches
+        assert not self.planner._reads.book.open
 
 
 def test_a_prefix_is_promoted_pinned_and_given_back() -> None:
@@ -294,6 +299,18 @@ def test_promotions_in_flight_are_bounded() -> None:
     assert sum(len(op.keys) for op in stack.take()) == MAX_PROMOTION_BLOCKS
 
 
+def test_what_is_started_at_a_time_can_be_bounded() -> None:
+    keys = keys_of(3 * MAX_OP_BLOCKS)
+    stack = Stack(8, set(keys))
+    for start in range(0, len(keys), MAX_OP_BLOCKS):
+        stack.planner.open(keys[start : start + MAX_OP_BLOCKS], Mode.LOOK)
+    sizes = []
+    while started := stack.planner.take(MAX_OP_BLOCKS):
+        sizes.append([len(op.keys) for op in started if isinstance(op, Op)])
+    assert sizes == [[MAX_OP_BLOCKS]] * 3
+    assert not stack.planner.take()
+
+
 def test_probes_are_cut_into_pieces() -> None:
     keys = keys_of(MAX_OP_BLOCKS + 1)
     stack = Stack(8, set(keys))
@@ -426,7 +443,7 @@ def test_a_reset_under_a_promotion_promotes_anew() -> None:
     (op,) = stack.take()
     stack.primary.reset()
     stack.settle(op)
-    assert not ticket.pos, "what was being written before the reset must not become ready"
+    assert not ticket.slots[0] >= 0, "what was being written before the reset must not become ready"
     stack.run()
     assert ticket.pos == 2
 

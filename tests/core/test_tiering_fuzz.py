@@ -116,7 +116,7 @@ class World:
         self.planner.reset()
 
     def check(self) -> None:
-        table, book = self.table, self.planner._book
+        table, book = self.table, self.planner._reads.book
         slots = [*table.ready.values(), *table.writing.values(), *table.doomed.values(), *table._free]
         assert sorted(slots) == list(range(table.n_slots)), "a slot is lost or in two places"
         readers: Counter[int] = Counter()
@@ -154,7 +154,7 @@ class World:
         assert not self.tickets, f"nothing runs and these still wait: {self.tickets}, {self.planner!r}"
         assert self.planner.idle
         assert self.planner.settled
-        assert not self.planner._book.fetches
+        assert not self.planner._reads.book.fetches
         assert not self.table.writing
         assert not self.table.doomed
         assert self.table.pinned == 0

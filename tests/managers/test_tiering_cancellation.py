@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ import pytest
 
 from asyncoffload.core.block_table import Write
 from asyncoffload.errors import BlocksUnavailable, CapacityError, LeaseClosedError, TierUnavailable
+from asyncoffload.memory.region import SlotHold
 from asyncoffload.types import CPULoadStoreSpec, RequestContext
 from tests.managers.gated_tier import SLOT_BYTES, GatedTier, content_of
 from tests.managers.tiered_stack import CANARY, Stack, keys_of, tiered, turns, until
@@ -212,11 +214,15 @@ async def test_a_timeout_of_the_caller_is_a_cancellation() -> None:
             async with asyncio.timeout(0):
                 await stack.load(keys)
         await turns()
-        with pytest.raises(TimeoutError):
+
+        async def load_until_the_tier_writes() -> None:
             async with asyncio.timeout(None) as limit:
-                loader = asyncio.create_task(stack.tier.halfway.reached())
-                loader.add_done_callback(lambda _: limit.reschedule(0))
+                writing = asyncio.create_task(stack.tier.halfway.reached())
+                writing.add_done_callback(lambda _: limit.reschedule(0))
                 await stack.load(keys)
+
+        with pytest.raises(TimeoutError):
+            await load_until_the_tier_writes()
         (job,) = stack.tier.running
         assert job.unwanted == set(keys)
 
@@ -278,11 +284,16 @@ async def test_cancelling_settle_leaves_the_cascades_alone() -> None:
 async def test_a_failed_store_does_not_hand_out_a_slot_that_is_still_read_from_the_device() -> None:
     (key,) = keys_of(1)
     async with tiered(1) as stack:
-        with pytest.raises(RuntimeError):
-            async with stack.manager.storing([key]) as lease:
-                transfer = stack.region.hold(lease.spec.block_ids)
-                transfer.__enter__()
-                raise RuntimeError("the device failed")
+
+        async def fail_to_store() -> SlotHold:
+            with suppress(RuntimeError):
+                async with stack.manager.storing([key]) as lease:
+                    hold = stack.region.hold(lease.spec.block_ids)
+                    hold.__enter__()
+                    raise RuntimeError("the device failed")
+            return hold
+
+        transfer = await fail_to_store()
         assert stack.manager.stats().quarantined == 1
         waiting = asyncio.create_task(stack.store(keys_of(1, start=100)))
         await until(waiting.done)
@@ -365,7 +376,7 @@ async def test_an_op_outlives_the_time_limit_of_closing_and_keeps_its_slots() ->
         stack.tier.halfway.shut()
         loader = asyncio.create_task(stack.load(keys))
         await stack.tier.halfway.reached()
-        with pytest.raises(TierUnavailable, match="t0 <Op .* PROMOTE"):
+        with pytest.raises(TierUnavailable, match=r"t0 <Op .* PROMOTE"):
             await stack.manager.aclose(timeout=0)
         assert await loader == 0
         assert all(map(stack.region.is_held, stack.tier.running[0].slots))

@@ -10,6 +10,7 @@ import pytest
 
 from asyncoffload.core.ops import OpKind
 from asyncoffload.errors import BlocksUnavailable, ClosedError, InternalError, TierUnavailable, WrongLoopError
+from asyncoffload.managers import tiering
 from asyncoffload.managers.tiering import TieringOffloadingManager
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.types import Status
@@ -115,7 +116,7 @@ async def test_a_block_stored_just_before_closing_still_arrives() -> None:
 async def test_past_its_time_limit_closing_names_what_runs_and_can_be_repeated() -> None:
     async with tiered(12) as stack:
         tasks = await busy(stack)
-        with pytest.raises(TierUnavailable, match="t0 <Op .* CASCADE .*, t0 <Op .* PROMOTE"):
+        with pytest.raises(TierUnavailable, match=r"t0 <Op .* CASCADE .*, t0 <Op .* PROMOTE"):
             await stack.manager.aclose(drain=False, timeout=0)
         with pytest.raises(TierUnavailable):
             await stack.manager.aclose(drain_timeout=0, timeout=0)
@@ -126,6 +127,21 @@ async def test_past_its_time_limit_closing_names_what_runs_and_can_be_repeated()
         for task in tasks:
             task.exception()
         await stack.manager.complete_load(keys_of(4))
+
+
+async def test_closing_that_takes_long_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tiering, "LONG_CLOSE", 0.0)
+    keys = keys_of(2)
+    async with tiered(4) as stack:
+        stack.tier.stores.shut()
+        await stack.store(keys)
+        closing = asyncio.create_task(stack.manager.aclose())
+        await until(lambda: caplog.records)
+        assert "closing waits for t0 <Op" in caplog.text
+        stack.tier.stores.open()
+        await closing
 
 
 async def test_a_store_that_ends_after_closing_is_not_offered_any_more() -> None:
@@ -239,10 +255,14 @@ async def test_who_leaves_a_lease_of_a_broken_plan_is_told() -> None:
 
 async def test_an_exception_of_the_caller_is_not_hidden_by_a_broken_plan() -> None:
     stack = Stack(4)
-    with pytest.raises(KeyError):
+
+    async def fail() -> None:
         async with stack.manager.loading(keys_of(2)):
             plant(stack, "close")
             raise KeyError
+
+    with pytest.raises(KeyError):
+        await fail()
     await stack.manager.aclose()
 
 
@@ -275,7 +295,7 @@ def test_a_manager_belongs_to_one_loop() -> None:
         manager.aclose(),
     ):
         with pytest.raises(WrongLoopError):
-            asyncio.run(call)  # type: ignore[arg-type]
+            asyncio.run(call)
 
 
 async def test_the_end_of_the_loop_leaves_no_task_behind() -> None:

@@ -24,6 +24,11 @@ def block(key: OffloadKey) -> bytes:
     return content_of(key, LAYOUT.group_bytes(key[-1]))
 
 
+def block_files(root: Path) -> list[Path]:
+    """The files of all blocks below a directory."""
+    return sorted(root.rglob("*.bin"))
+
+
 class Primary:
     """A region, and a manager over tiers that are made for it."""
 
@@ -92,6 +97,7 @@ async def test_many_loaders_at_once_over_files(tmp_path: Path) -> None:
         for start in range(0, 128, 8):
             await primary.store(keys[start : start + 8])
             await primary.manager.settle()
+        await primary.manager.reset()
         results = await asyncio.gather(*(primary.load(keys[n * 4 : n * 4 + 16]) for n in range(28)))
         assert [sum(result.values()) for result in results] == [16] * 28
     finally:
@@ -120,7 +126,7 @@ async def test_a_damaged_file_is_replaced_by_the_copy_of_another_tier(tmp_path: 
         await primary.store(keys)
         await primary.manager.settle()
         await primary.manager.reset()
-        files = sorted(tmp_path.rglob("*.bin"))
+        files = block_files(tmp_path)
         assert len(files) == 8
         for file in files[:3]:
             damaged = bytearray(file.read_bytes())
@@ -141,7 +147,7 @@ async def test_cancelled_loaders_leave_no_late_write(tmp_path: Path) -> None:
         for start in range(0, 64, 8):
             await primary.store(keys[start : start + 8])
             await primary.manager.settle()
-        for turn in range(40):
+        for turn in range(25):
             loaders = [asyncio.create_task(primary.load(keys[n * 8 : n * 8 + 8])) for n in range(8)]
             for _ in range(turn):
                 await asyncio.sleep(0)

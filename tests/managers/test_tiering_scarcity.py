@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from asyncoffload.errors import BlocksUnavailable, CapacityError
-from asyncoffload.types import ANONYMOUS, RequestContext, Status
+from asyncoffload.types import ANONYMOUS, Priority, RequestContext, Status
 from tests.managers.gated_tier import content_of
-from tests.managers.tiered_stack import keys_of, tiered, turns, until
+from tests.managers.tiered_stack import keys_of, tiered, turns
 
 
 async def test_64_loaders_of_16_blocks_in_20_slots_get_all_1024_blocks() -> None:
@@ -24,7 +24,7 @@ async def test_two_requests_of_16_blocks_in_20_slots_both_end() -> None:
     keys = keys_of(32)
     async with tiered(20) as stack:
         stack.tier.keep(keys)
-        assert await asyncio.gather(stack.load(keys[:16]), stack.load(keys[16:])) == [16, 16]
+        assert list(await asyncio.gather(stack.load(keys[:16]), stack.load(keys[16:]))) == [16, 16]
 
 
 async def test_a_request_larger_than_the_primary_ends_with_what_it_has() -> None:
@@ -123,10 +123,24 @@ async def test_a_store_waits_for_blocks_on_their_way_to_a_tier() -> None:
         assert await waiting == 2
 
 
-async def test_a_standstill_cuts_one_loader_and_not_all() -> None:
-    keys = keys_of(60)
-    async with tiered(20, promoting=2) as stack:
+async def test_at_a_standstill_the_youngest_gives_up_and_the_others_go_on() -> None:
+    keys = keys_of(48)
+    async with tiered(16) as stack:
         stack.tier.keep(keys)
-        sizes = await asyncio.gather(*(stack.load(keys[n * 20 : n * 20 + 20]) for n in range(3)))
-        assert max(sizes) == 20
-        await until(lambda: stack.manager.stats().pinned == 0)
+        await stack.store(keys[32:])
+        await stack.manager.settle()
+        wanted = [keys[:8], keys[8:12] + keys[32:40], keys[12:16] + keys[40:]]
+        assert await asyncio.gather(*map(stack.load, wanted)) == [8, 12, 0]
+
+
+async def test_the_least_urgent_gives_up_before_the_youngest() -> None:
+    keys = keys_of(48)
+    async with tiered(16) as stack:
+        stack.tier.keep(keys)
+        await stack.store(keys[32:])
+        await stack.manager.settle()
+        patient = asyncio.create_task(stack.load(keys[:4] + keys[32:40], RequestContext(priority=Priority.PREFETCH)))
+        await asyncio.sleep(0)
+        urgent = asyncio.create_task(stack.load(keys[4:8] + keys[40:]))
+        assert await urgent == 12
+        assert await patient == 0

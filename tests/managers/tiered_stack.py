@@ -90,8 +90,8 @@ class Stack:
         assert not any(left.values()), left
         planner = self.manager._planner
         assert planner.idle, planner
-        assert not planner._book.open
-        assert not planner._book.fetches
+        assert not planner._reads.book.open
+        assert not planner._reads.book.fetches
         assert not planner._promotions._in_flight
         assert not self.manager._moves
         assert not self.manager._running

@@ -355,7 +355,7 @@ def idle(offloader: Offloader) -> bool:
     primary, region, planner = offloader.stats().primary, offloader._region, offloader._manager._planner
     held = sum(map(region.is_held, range(region.n_slots)))
     nobody = primary.pinned == primary.writing == primary.quarantined == primary.doomed == held == 0
-    return nobody and primary.ready + primary.free == primary.slots and planner.idle and not planner._book.open
+    return nobody and primary.ready + primary.free == primary.slots and planner.idle and not planner._reads.book.open
 
 
 class Leaks:

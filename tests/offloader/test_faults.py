@@ -97,7 +97,9 @@ async def test_damaged_truncated_and_missing_files_shorten_the_prefix(tmp_path: 
         async with Offloader(plan, kv_caches=device.kv_caches) as offloader:
             device.poison()
             loaded = await offloader.load(keys, range(16))
-            assert loaded == LoadResult(expected, {"fs": expected}, Status.CORRUPT)
+            assert (loaded.blocks, loaded.by_tier) == (expected, {"fs": expected})
+            # A file of the wrong size may be found out by a look at the directory already.
+            assert loaded.stopped_by in (Status.CORRUPT, Status.MISSING)
             assert device.holds(keys[:expected], range(expected))
             assert device.untouched(range(expected, 16))
             device.fill(keys, range(16))

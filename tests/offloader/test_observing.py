@@ -9,7 +9,7 @@ import numpy as np
 
 from asyncoffload import Offloader
 from asyncoffload.core.policies import ARC, LRU
-from asyncoffload.types import Int32s, OffloadingEvent
+from asyncoffload.types import Int32s
 from tests.offloader.rig import Device, Kept, keys_of, only_in_tiers, settings, turns
 
 
@@ -22,13 +22,13 @@ async def test_events_of_all_tiers_in_order_and_the_end() -> None:
         await offloader.store(keys, range(4))
         await offloader.settle()
     await offloader.aclose()
-    heard = [event async for event in events]
+    heard = [(event.medium, event.removed, key) async for event in events for key in event.keys]
     assert heard == [
-        OffloadingEvent(first, 32, "CPU", removed=False),
-        OffloadingEvent(first, 32, "gated", removed=False),
-        OffloadingEvent(sorted(first, key=first.index, reverse=True), 32, "CPU", removed=True),
-        OffloadingEvent(second, 32, "CPU", removed=False),
-        OffloadingEvent(second, 32, "gated", removed=False),
+        *(("CPU", False, key) for key in first),
+        *(("gated", False, key) for key in first),
+        *(("CPU", True, key) for key in reversed(first)),
+        *(("CPU", False, key) for key in second),
+        *(("gated", False, key) for key in second),
     ]
 
 
@@ -64,7 +64,7 @@ async def test_statistics_of_all_parts() -> None:
         stats = offloader.stats()
         assert stats.slot_bytes == 32
         assert (stats.primary.slots, stats.primary.ready, stats.primary.stored) == (8, 8, 16)
-        assert stats.tiers["gated"] | {"promoted": 8, "stored": 8, "blocks": 8, "bytes": 256} == stats.tiers["gated"]
+        assert {"promoted": 8, "stored": 8, "blocks": 8, "bytes": 256}.items() <= stats.tiers["gated"].items()
 
 
 async def test_its_repr_tells_the_state() -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from asyncoffload.errors import CorruptBlockError
 from asyncoffload.keys import OffloadKey
-from asyncoffload.tiers.fs.format import CHECKSUM_AT, FIELD_BYTES, PAGE, BlockFormat, checksum, file_bytes, padding
+from asyncoffload.tiers.fs.format import CHECKSUM_AT, PAGE, BlockFormat, checksum, file_bytes, padding
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # the last one: opening a pipe must not hang
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -122,9 +122,9 @@ class BlockFiles:
         if count != file_bytes(len(into)):
             return f"the file ends after {count} bytes of {file_bytes(len(into))}"
         header = self._format.header(key, len(into))
-        # Zeros behind the fields are left to the checksum; and a memoryview compares byte by byte, so bytes it is.
-        if bytes(pages.header[:FIELD_BYTES]) != header[:FIELD_BYTES]:
-            return self._format.difference(bytes(pages.header), key, len(into))
+        found = bytes(pages.header[:CHECKSUM_AT])  # as bytes: views are compared element by element, under the GIL
+        if found != header:
+            return self._format.difference(found, key, len(into))
         if pages.header[CHECKSUM_AT:] != checksum(header, parts):
             return "the checksum does not match"
         if tail:
@@ -143,7 +143,8 @@ class BlockFiles:
         try:
             return self._open(temporary, _CREATE)
         except FileNotFoundError:
-            _make_parents(temporary)
+            with suppress(FileExistsError):  # only the fan-out is made, nothing above: a root that is gone stays gone
+                os.mkdir(os.path.dirname(temporary), 0o700)
         except FileExistsError:  # an earlier write of ours that could not clean up
             os.unlink(temporary)
         return self._open(temporary, _CREATE)
@@ -180,14 +181,6 @@ def _without_first(buffers: Sequence[memoryview], count: int) -> list[memoryview
         if skipped < len(buffer):
             rest.append(buffer[skipped:])
     return rest
-
-
-def _make_parents(path: str) -> None:
-    """Make the two directories of the fan-out above a file, and none above those: a root that is gone stays gone."""
-    second = os.path.dirname(path)
-    for directory in (os.path.dirname(second), second):
-        with suppress(FileExistsError):
-            os.mkdir(directory, 0o700)
 
 
 def _set_aside(path: str, fd: int) -> None:

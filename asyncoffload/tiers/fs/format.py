@@ -36,9 +36,8 @@ MAGIC = b"\x89AOKV\r\n\x1a"
 CHECKSUM_AT = PAGE - 8
 
 _FIELDS = struct.Struct(f"<8sHHI16sQ{MAX_HASH_BYTES + 4}s")
-FIELD_BYTES = _FIELDS.size
 _CHECKSUM = struct.Struct("<Q")
-_REST = bytes(CHECKSUM_AT - FIELD_BYTES)
+_REST = bytes(CHECKSUM_AT - _FIELDS.size)
 
 
 def padding(payload_bytes: int) -> int:

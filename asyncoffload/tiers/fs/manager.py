@@ -347,8 +347,8 @@ class FileSystemTierManager(SecondaryTierManager):
     async def _look_through(self) -> None:
         """Enter the blocks of earlier processes into the index; the tier serves meanwhile."""
         try:
-            for first in await self._in_clerk(self._space.first_level):
-                self._index.add(await self._in_clerk(partial(self._space.look_through, first)))
+            for parent in await self._in_clerk(self._space.fan_out):
+                self._index.add(await self._in_clerk(partial(self._space.look_through, parent)))
             await self._in_clerk(self._space.finish_looking)
         except OSError as error:
             self._ledger.complaints.add("scan", f"looking through {self._space.directory} ended early: {error}")

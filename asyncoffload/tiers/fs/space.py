@@ -105,38 +105,31 @@ class BlockSpace:
         access = os.access
         return [key for key in keys if access(self.path(key), os.F_OK)]
 
-    def first_level(self) -> list[str]:
-        """The directories of the fan-out's first level, by name."""
+    def fan_out(self) -> list[str]:
+        """The directories of the fan-out, by name."""
         with suppress(FileNotFoundError):
             return sorted(filter(is_fan_out, os.listdir(self.directory)))
         return []
 
-    def look_through(self, first: str) -> list[OffloadKey]:
-        """The blocks below one directory of the first level. Leftovers found on the way are removed."""
+    def look_through(self, parent: str) -> list[OffloadKey]:
+        """The blocks in one directory of the fan-out. Leftovers found on the way are removed."""
         found: list[OffloadKey] = []
+        directory = os.path.join(self.directory, parent)
         with suppress(FileNotFoundError, NotADirectoryError):  # removed meanwhile, or never ours
-            for second in os.listdir(os.path.join(self.directory, first)):
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    found += self._look_into(first, second)
+            for name in os.listdir(directory):
+                key = key_of(parent, name)
+                if key is not None:
+                    found.append(key)
+                else:
+                    self._remove_leftover(os.path.join(directory, name), name)
         return found
 
     def finish_looking(self) -> None:
-        """After all of the first level was looked through: dead owners need not be remembered any more."""
+        """After all of the fan-out was looked through: dead owners need not be remembered any more."""
         assert self._leftovers is not None, "the space is not open"
         for name in os.listdir(self.directory):
             self._remove_leftover(os.path.join(self.directory, name), name)
         self._leftovers.forget_dead_owners()
-
-    def _look_into(self, first: str, second: str) -> list[OffloadKey]:
-        found: list[OffloadKey] = []
-        directory = os.path.join(self.directory, first, second)
-        for name in os.listdir(directory):
-            key = key_of(first, second, name)
-            if key is not None:
-                found.append(key)
-            else:
-                self._remove_leftover(os.path.join(directory, name), name)
-        return found
 
     def _remove_leftover(self, path: str, name: str) -> None:
         assert self._leftovers is not None, "the space is not open"

@@ -28,8 +28,8 @@ def payload_of(nbytes: int) -> memoryview:
 
 
 def place_for(tmp_path: Path) -> str:
-    """A path with two levels of directories that are not there yet."""
-    return str(tmp_path / "abc" / "de_g0" / "abcde.bin")
+    """A path in a directory that is not there yet."""
+    return str(tmp_path / "ab_g0" / "abcde.bin")
 
 
 @pytest.mark.parametrize("direct", [True, False])

@@ -61,7 +61,7 @@ def zero(path: Path) -> None:
 
 
 def swap(path: Path) -> None:
-    other = Path(block_path(str(path.parents[2]), TWIN))
+    other = Path(block_path(str(path.parents[1]), TWIN))
     mine, theirs = path.read_bytes(), other.read_bytes()
     path.write_bytes(theirs)
     other.write_bytes(mine)

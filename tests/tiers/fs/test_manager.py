@@ -68,10 +68,10 @@ async def test_serves_before_it_has_looked_through_an_old_directory(tmp_path: Pa
     tier, looked, opened = make_tier(tmp_path, slots), threading.Event(), threading.Event()
     look_through = tier._space.look_through
 
-    def slowly(first: str) -> list[OffloadKey]:
+    def slowly(parent: str) -> list[OffloadKey]:
         looked.set()
         opened.wait()
-        return look_through(first)
+        return look_through(parent)
 
     tier._space.look_through = slowly  # type: ignore[method-assign]
     async with tier:

@@ -1,0 +1,238 @@
+"""Reads: which blocks are wanted, where each of them may come from, and who gets it when it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+
+from asyncoffload.core.block_table import BlockTable
+from asyncoffload.core.ops import Hurry
+from asyncoffload.core.probes import Probes
+from asyncoffload.core.promotions import Promotions
+from asyncoffload.core.running import RunningOp
+from asyncoffload.core.tickets import NO_SLOT, PRIMARY, Fetch, FetchState, Mode, Ticket, TicketBook, by_ticket
+from asyncoffload.keys import OffloadKey
+from asyncoffload.types import Priority, Status
+
+
+class Reads:
+    """The life of every ticket, from the wish for a block to its pin.
+
+    Args:
+        table: the primary.
+        probes: asks the tiers for blocks.
+        promotions: brings those that were found.
+
+    Attributes:
+        book: the open tickets and what they wait for.
+        hurries: advice for running ops.
+        shut: whether whoever wants a block that is not ready ends at once.
+    """
+
+    def __init__(self, table: BlockTable, probes: Probes, promotions: Promotions) -> None:
+        self.book = TicketBook()
+        self.hurries: list[Hurry] = []
+        self.shut = False
+        self._table = table
+        self._probes = probes
+        self._promotions = promotions
+
+    def open(self, mode: Mode, priority: Priority, tiers: int, deadline: float | None) -> Ticket:
+        """Open a ticket that wants nothing yet."""
+        ticket = Ticket(mode, priority, tiers, deadline)
+        self.book.open[ticket] = None
+        return ticket
+
+    def extend(self, ticket: Ticket, keys: Sequence[OffloadKey]) -> None:
+        """Append keys to a ticket that has not been cut; one that has been ignores them."""
+        if ticket.cut_at is not None or ticket.closed:
+            return
+        ready = self._table.ready
+        missing = [index for index, key in enumerate(keys, len(ticket.keys)) if key not in ready]
+        if ticket.mode is Mode.HOLD:
+            self._table.pin([key for key in keys if key in ready])
+            ticket.slots.extend(ready.get(key, NO_SLOT) for key in keys)
+        else:
+            ticket.slots.extend(repeat(NO_SLOT, len(keys)))
+        ticket.keys.extend(keys)
+        ticket.sources.extend(repeat(PRIMARY, len(keys)))
+        ticket.fetches.extend(repeat(None, len(keys)))
+        if self.shut and missing:
+            self._cut(ticket, missing[0], Status.CANCELLED)
+        else:
+            self._want(ticket, missing)
+        self._advance(ticket)
+
+    def expire(self, ticket: Ticket, cause: Status = Status.TIMED_OUT) -> None:
+        """End a ticket's prefix where it stands; what it has stays pinned until it is closed."""
+        if not ticket.done:
+            self._cut(ticket, ticket.pos, cause)
+
+    def close(self, ticket: Ticket) -> None:
+        """Unpin what the ticket holds and stop wanting the rest; idempotent."""
+        self._undo(*self.book.close(ticket))
+
+    def _want(self, ticket: Ticket, missing: Sequence[int]) -> None:
+        """Find out where keys may come from, or join those who have."""
+        new, known = self.book.join(ticket, missing)
+        for index, fetch in known:
+            if ticket in fetch.waiters:  # unless an earlier one has cut the ticket
+                self._share(ticket, index, fetch)
+        doomed, writing = self._table.doomed, self._table.writing
+        for fetch in new:
+            if not fetch.waiters:
+                self.book.forget(fetch)
+            elif fetch.key in doomed:
+                self._miss(fetch)
+            elif fetch.key not in writing:
+                self._seek(fetch)
+            elif ticket.mode is Mode.HOLD:
+                fetch.state = FetchState.STORING
+            else:
+                self._cut(ticket, fetch.waiters[ticket], Status.MISSING)
+
+    def _share(self, ticket: Ticket, index: int, fetch: Fetch) -> None:
+        """A ticket has joined others who wait for a fetch."""
+        urgent = ticket.priority < fetch.priority
+        if urgent:
+            fetch.priority = ticket.priority
+        if fetch.state is FetchState.MISSED:
+            self._cut(ticket, index, fetch.cause)
+        elif fetch.state is FetchState.STORING and ticket.mode is Mode.LOOK:
+            self._cut(ticket, index, Status.MISSING)
+        elif fetch.state is FetchState.PROMOTING and fetch.op is not None:
+            fetch.op.unwanted.discard(fetch.key)
+            if ticket.priority < fetch.op.priority:
+                fetch.op.priority = ticket.priority
+                self.hurries.append(Hurry(fetch.op.op_id, fetch.op.tier, ticket.priority))
+        elif fetch.state is FetchState.QUEUED and urgent:
+            self._promotions.push([fetch])
+
+    def _cut(self, ticket: Ticket, at: int, cause: Status) -> None:
+        self._undo(*self.book.cut(ticket, at, cause))
+        self._advance(ticket)
+
+    def _undo(self, slots: list[int], orphans: Iterable[Fetch]) -> None:
+        if slots:
+            self._table.unpin(slots)
+        for fetch in orphans:
+            if fetch.state is FetchState.PROMOTING and fetch.op is not None:
+                fetch.op.unwanted.add(fetch.key)
+                fetch.dropped = True
+            else:
+                self.book.forget(fetch)
+
+    def _advance(self, ticket: Ticket) -> None:
+        self._promotions.push(self.book.advance(ticket))
+
+    # --- where a block may come from ---
+
+    def probed(self, running: RunningOp, statuses: Sequence[Status]) -> None:
+        """A tier has said what it has."""
+        op = running.op
+        moved = []
+        for fetch, status in zip(running.fetches, statuses, strict=True):
+            if fetch.op is op and fetch.state is FetchState.PROBING and fetch.waiters:
+                moved.append(fetch)
+                if status is Status.DONE:
+                    fetch.state, fetch.tier = FetchState.FOUND, op.tier
+                else:
+                    self._probes.refuse(fetch, op.tier, status)
+                    self._seek(fetch)
+        self._reach(moved)
+
+    def promoted(self, running: RunningOp, statuses: Sequence[Status], arrived: Sequence[OffloadKey]) -> None:
+        """A promotion has ended: hand out what is ready, and look further for the rest."""
+        op, fetches, _ = running
+        if len(arrived) == len(fetches):
+            self._land(fetches)
+            return
+        ready = set(arrived)
+        self._land([fetch for fetch in fetches if fetch.key in ready])
+        moved = []
+        for fetch, status in zip(fetches, statuses, strict=True):
+            if fetch.key in ready:
+                continue
+            if not fetch.waiters:
+                self.book.forget(fetch)
+            elif status is Status.DONE or (status is Status.CANCELLED and fetch.dropped):
+                fetch.dropped = False
+                self._promotions.push([fetch])
+            else:
+                self._probes.refuse(fetch, op.tier, status)
+                self._seek(fetch)
+                moved.append(fetch)
+        self._reach(moved)
+
+    def _seek(self, fetch: Fetch) -> None:
+        """Turn to the next tier that may have the block; cut those for whom none is left."""
+        tiers = fetch.tiers
+        if not tiers:
+            self._miss(fetch)
+            return
+        if len(fetch.waiters) > 1:
+            for ticket, index in list(fetch.waiters.items()):
+                if not ticket.tiers & ~fetch.refused:
+                    self._cut(ticket, index, fetch.cause)
+        self._probes.seek(fetch, tiers)
+
+    def _reach(self, fetches: Sequence[Fetch]) -> None:
+        """Fetches have moved: so do the tickets that wait for them, and what was found in their reach is queued."""
+        for ticket in by_ticket(fetches):
+            self._advance(ticket)
+        for fetch in fetches:
+            if fetch.state is FetchState.FOUND and any(
+                ticket.mode is Mode.HOLD and index < ticket.scan for ticket, index in fetch.waiters.items()
+            ):
+                self._promotions.push([fetch])
+
+    def _miss(self, fetch: Fetch) -> None:
+        fetch.state = FetchState.MISSED
+        for ticket, index in list(fetch.waiters.items()):
+            self._cut(ticket, index, fetch.cause)
+
+    def _land(self, fetches: Sequence[Fetch]) -> None:
+        """Give blocks that became ready to everybody who waits for them."""
+        for ticket, mine in by_ticket(fetches).items():
+            hold = ticket.mode is Mode.HOLD
+            slots = self._table.pin([fetch.key for fetch in mine]) if hold else repeat(NO_SLOT)
+            self.book.land(ticket, mine, slots)
+            self._advance(ticket)
+        for fetch in fetches:
+            self.book.forget(fetch)
+
+    # --- stores from the device ---
+
+    def store_began(self, keys: Sequence[OffloadKey]) -> None:
+        """Keys are being written from the device: who wants them waits for that instead of a tier."""
+        overtaken = [
+            fetch
+            for fetch in self._wanted(keys)
+            if fetch.state in (FetchState.PROBING, FetchState.FOUND, FetchState.QUEUED)
+        ]
+        for fetch in overtaken:
+            fetch.state, fetch.tier = FetchState.STORING, PRIMARY
+            for ticket, index in list(fetch.waiters.items()):
+                if ticket.mode is Mode.LOOK:
+                    self._cut(ticket, index, Status.MISSING)
+        self._reach(overtaken)
+
+    def store_ended(self, keys: Sequence[OffloadKey]) -> None:
+        """Writes from the device have ended, well or not: who waits gets the block, or asks the tiers after all."""
+        ready = self._table.ready
+        landed, failed = [], []
+        for fetch in self._wanted(keys):
+            if fetch.state is FetchState.MISSED:
+                if fetch.key in ready:
+                    self.book.forget(fetch)
+            elif fetch.key in ready:
+                landed.append(fetch)
+            elif fetch.state is FetchState.STORING:
+                self._seek(fetch)
+                failed.append(fetch)
+        self._land(landed)
+        self._reach(failed)
+
+    def _wanted(self, keys: Sequence[OffloadKey]) -> list[Fetch]:
+        fetches = self.book.fetches
+        return [fetches[key] for key in keys if key in fetches] if fetches else []
