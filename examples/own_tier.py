@@ -1,7 +1,8 @@
-"""A tier of one's own: blocks as rows of a SQLite database.
+"""A tier of one's own: blocks in memory, compressed.
 
-SQLite blocks the thread that calls it, so each block is a task of a thread pool. The pool also keeps the law of tiers:
-whoever awaits a job, cancelled or not, goes on only when nothing touches the slots of the job any more.
+Compressing takes time, so each block is a task of a thread pool. The pool also keeps the law of tiers: whoever awaits a
+job, cancelled or not, goes on only when nothing touches the slots of the job any more. zlib's own checksum tells a
+block that has changed.
 
 Run it as it stands: ``python examples/own_tier.py``. ``tests/examples/test_own_tier.py`` puts it under the laws that
 ``asyncoffload.testing`` ships for tiers.
@@ -10,142 +11,108 @@ Run it as it stands: ``python examples/own_tier.py``. ``tests/examples/test_own_
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-import tempfile
-import threading
-from collections import deque
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 
 import asyncoffload as ao
-from asyncoffload import KeyOutcome, KVLayout, LookupResult, Offloader, OffloadKey, Status
+from asyncoffload import KeyOutcome, KVLayout, LookupResult, OffloadKey, Status
+from asyncoffload.tiers.base import check_job
+from asyncoffload.tiers.event_log import EventLog
 
 Slot = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-class SQLiteTier(ao.SecondaryTierManager):
-    """Keeps each block as a row with a checksum; a row is there as a whole or not at all."""
+class CompressedTier(ao.SecondaryTierManager):
+    """Keeps more blocks in the same memory, for some processor time."""
 
-    def __init__(self, layout: KVLayout, primary_kv_view: memoryview, path: Path, tier_type: str = "sqlite") -> None:
+    def __init__(self, layout: KVLayout, primary_kv_view: memoryview, tier_type: str = "zlib") -> None:
         self.tier_type = tier_type
         self._layout = layout
         self._slots: Slot = np.asarray(primary_kv_view)
-        self._path = path
-        self._db: sqlite3.Connection | None = None
-        self._lock = threading.Lock()
+        self._blocks: dict[OffloadKey, bytes] = {}
         self._pool = ao.DualQueueThreadPool(1, 1)
-        self._changes: deque[tuple[OffloadKey, bool]] = deque(maxlen=4096)
-
-    async def start(self) -> None:
-        await self._pool.enqueue_load(0, 1, [lambda: self._execute("select 1")])
+        self._events = EventLog(tier_type, layout.tokens_per_block)
 
     async def lookup(self, keys: Sequence[OffloadKey], ctx: ao.RequestContext = ao.ANONYMOUS) -> Sequence[LookupResult]:
-        (found,) = await self._pool.enqueue_load(0, 1, [lambda: [bool(self._rows(key)) for key in keys]])
-        if not isinstance(found, list):
-            raise ao.TierUnavailable(f"{self._path} cannot be searched: {found}")
-        return [LookupResult.HIT if there else LookupResult.MISS for there in found]
+        await self._pool.room(0)  # which raises when the pool is closed
+        return [LookupResult.HIT if key in self._blocks else LookupResult.MISS for key in keys]
 
     async def store(self, job: ao.TransferJob) -> ao.JobResult:
-        return await self._each(job, self._pool.enqueue_store, self._store_block)
+        return await self._move(job, self._pool.enqueue_store, self._compress)
 
     async def load(self, job: ao.TransferJob) -> ao.JobResult:
-        return await self._each(job, self._pool.enqueue_load, self._load_block)
-
-    def hurry(self, job_id: int, priority: ao.Priority) -> None:
-        self._pool.hurry(job_id, priority)
+        return await self._move(job, self._pool.enqueue_load, self._decompress)
 
     def take_events(self) -> Sequence[ao.OffloadingEvent]:
-        block_size, events = self._layout.tokens_per_block, []
-        while self._changes:
-            key, removed = self._changes.popleft()
-            events.append(ao.OffloadingEvent([key], block_size, self.tier_type, removed))
-        return events
+        return self._events.take()
 
     async def drain(self) -> None:
         await self._pool.wait_idle()
 
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:
-        try:
-            await self._pool.aclose(drain=drain, drain_timeout=drain_timeout, timeout=timeout)
-        finally:
-            if self._db is not None and not self._pool.stats().unfinished_jobs:
-                self._db.close()
+        await self._pool.aclose(drain=drain, drain_timeout=drain_timeout, timeout=timeout)
 
-    async def _each(
-        self, job: ao.TransferJob, enqueue: Any, move: Callable[[OffloadKey, Slot], KeyOutcome]
+    async def _move(
+        self, job: ao.TransferJob, enqueue: Any, move: Callable[[OffloadKey, Slot], Status]
     ) -> ao.JobResult:
-        """Make each block of a job a task of the pool, and its result an outcome."""
-        if wrong := [slot for slot in job.slots if not 0 <= slot < len(self._slots)]:
-            raise ao.InvalidArgument(f"slot {wrong[0]} is not one of the {len(self._slots)} slots of the primary")
+        check_job(job, self._layout, len(self._slots))
 
-        def task(key: OffloadKey, slot: int) -> KeyOutcome:
+        def task(key: OffloadKey, slot: int) -> Status:
             nbytes = self._layout.group_bytes(ao.group_of(key))
-            return ao.CANCELLED if key in job.unwanted else move(key, self._slots[slot, :nbytes])
+            return Status.CANCELLED if key in job.unwanted else move(key, self._slots[slot, :nbytes])
 
+        before = self._blocks.keys() & job.keys
         tasks = [partial(task, key, slot) for key, slot in zip(job.keys, job.slots, strict=True)]
-        results = await enqueue(job.job_id, len(tasks), tasks, priority=job.priority)
+        try:
+            results = await enqueue(job.job_id, len(tasks), tasks, priority=job.priority)
+        finally:
+            after = self._blocks.keys() & job.keys
+            self._events.appeared([*(after - before)])
+            self._events.removed([*(before - after)])
         return ao.JobResult(job.job_id, job.keys, [_outcome(result) for result in results], self.tier_type)
 
-    def _execute(self, statement: str, *values: object) -> list[tuple[bytes, ...]]:
-        """Run a statement in a thread of the pool; the first one opens the database."""
-        with self._lock:
-            if self._db is None:
-                self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-                self._db.execute("pragma synchronous = off")  # after a power cut, checksums tell what is torn
-                self._db.execute("create table if not exists blocks (key blob primary key, checksum blob, bytes blob)")
-            return self._db.execute(statement, values).fetchall()
+    def _compress(self, key: OffloadKey, slot: Slot) -> Status:
+        if key not in self._blocks:
+            self._blocks[key] = zlib.compress(slot.data, level=1)
+        return Status.DONE
 
-    def _rows(self, key: OffloadKey) -> list[tuple[bytes, ...]]:
-        return self._execute("select checksum, bytes from blocks where key = ?", key)
-
-    def _store_block(self, key: OffloadKey, slot: Slot) -> KeyOutcome:
-        insert = "insert or ignore into blocks values (?, ?, ?) returning key"
-        if self._execute(insert, key, xxhash.xxh3_128_digest(slot.data), slot.tobytes()):
-            self._changes.append((key, False))
-        return ao.DONE
-
-    def _load_block(self, key: OffloadKey, slot: Slot) -> KeyOutcome:
-        rows = self._rows(key)
-        if not rows:
-            return ao.MISSING
-        ((checksum, payload),) = rows
-        if len(payload) != slot.nbytes or xxhash.xxh3_128_digest(payload) != checksum:
-            self._execute("delete from blocks where key = ?", key)
-            self._changes.append((key, True))
-            return KeyOutcome(Status.CORRUPT, ao.CorruptBlockError(f"block {key.hex()} has changed on disk"))
-        np.copyto(slot, np.frombuffer(payload, np.uint8))
-        return ao.DONE
+    def _decompress(self, key: OffloadKey, slot: Slot) -> Status:
+        compressed = self._blocks.get(key)
+        if compressed is None:
+            return Status.MISSING
+        try:
+            slot[:] = np.frombuffer(zlib.decompress(compressed), np.uint8)
+        except (zlib.error, ValueError):
+            del self._blocks[key]
+            raise ao.CorruptBlockError(f"block {key.hex()} has changed in memory") from None
+        return Status.DONE
 
 
-def _outcome(result: KeyOutcome | BaseException | Status) -> KeyOutcome:
-    """A task answers with an outcome or raises; for one that it never ran, the pool answers CANCELLED or SHED."""
-    if isinstance(result, BaseException):
-        return KeyOutcome(Status.FAILED, result)
-    return result if isinstance(result, KeyOutcome) else KeyOutcome(result)
+def _outcome(result: Status | BaseException) -> KeyOutcome:
+    if isinstance(result, Status):
+        return KeyOutcome(result)
+    return KeyOutcome(Status.CORRUPT if isinstance(result, ao.CorruptBlockError) else Status.FAILED, result)
 
 
-async def main(root: Path) -> None:
-    kv_caches = [torch.rand(8, 16, 256) for _ in range(4)]
+async def main() -> None:
+    kv_caches = [torch.randint(0, 8, (8, 16, 256), dtype=torch.uint8) for _ in range(4)]
     before = [layer.clone() for layer in kv_caches]
     keys = [ao.make_key(bytes([n])) for n in range(8)]
-    for run in ("first", "second"):
-        tiers = [lambda layout, view: SQLiteTier(layout, view, root / "blocks.db")]
-        async with Offloader({"host_bytes": "16MiB"}, kv_caches=kv_caches, tiers=tiers) as offloader:
-            loaded = await offloader.load(keys, range(8))
-            print(f"{run} run: {loaded.blocks} blocks loaded, by tier: {dict(loaded.by_tier)}")
-            await offloader.store(keys, range(8))
-        if run == "first":
-            for layer in kv_caches:
-                layer.zero_()
+    async with ao.Offloader({"host_bytes": "64KiB"}, kv_caches=kv_caches, tiers=[CompressedTier]) as offloader:
+        for n in range(8):  # host memory holds four of these blocks: the tier has to give the rest
+            await offloader.store(keys[n : n + 1], [n])
+            await offloader.settle()
+        for layer in kv_caches:
+            layer.zero_()
+        loaded = await offloader.load(keys, range(8))
+        print(f"{loaded.blocks} blocks loaded, by tier: {dict(sorted(loaded.by_tier.items()))}")
     assert all(torch.equal(layer, old) for layer, old in zip(kv_caches, before, strict=True))
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(main(Path(directory)))
+    asyncio.run(main())

@@ -95,6 +95,8 @@ class TieringOffloadingManager(CPUOffloadingManager):
         self._moves: dict[Ticket, asyncio.Event] = {}
         self._settled = asyncio.Event()
         self._pump_armed = False
+        self._wished = 0  # keys of tickets since the pump last ran
+        self._turn = asyncio.Lock()  # whose keys are next
 
     # ---- reading over tiers
 
@@ -219,16 +221,18 @@ class TieringOffloadingManager(CPUOffloadingManager):
 
     @asynccontextmanager
     async def _ticket(self, keys: Sequence[OffloadKey], mode: Mode, ctx: RequestContext) -> AsyncIterator[Ticket]:
-        """A ticket that is closed whatever happens; long ones are opened piece by piece, so that the loop breathes."""
+        """A ticket that is closed whatever happens; callers open theirs piece by piece, so that the loop breathes."""
         self._check_open()
         tiers = self._allowed(ctx)
-        ticket = self._plan(
-            self._planner.open, keys[:MAX_OP_BLOCKS], mode, ctx.priority, tiers=tiers, deadline=ctx.deadline
-        )
+        ticket = self._plan(self._planner.open, (), mode, ctx.priority, tiers=tiers, deadline=ctx.deadline)
         try:
-            for start in range(MAX_OP_BLOCKS, len(keys), MAX_OP_BLOCKS):
-                await asyncio.sleep(0)
-                self._plan(self._planner.extend, ticket, keys[start : start + MAX_OP_BLOCKS])
+            for start in range(0, len(keys), MAX_OP_BLOCKS):
+                piece = keys[start : start + MAX_OP_BLOCKS]
+                async with self._turn:
+                    if self._wished >= MAX_OP_BLOCKS:
+                        await asyncio.sleep(0)  # until the pump has run
+                    self._plan(self._planner.extend, ticket, piece)
+                    self._wished += len(piece)
             yield ticket
         except BaseException:
             with suppress(InternalError):  # the exception that ended the block is the one to see
@@ -296,6 +300,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
         It starts a bounded number of blocks and comes again as long as there is something to do.
         """
         self._pump_armed = False
+        self._wished = 0
         if self._failure is not None:
             return
         try:

@@ -31,7 +31,7 @@ class StoreResult:
     Attributes:
         stored: they are in the primary now.
         present: they were there already, were being written by somebody else, or are kept out by the store threshold.
-        shed: there was no room for them before the deadline.
+        shed: there was no room before the deadline for them, or for a slice of the request before them.
     """
 
     stored: int

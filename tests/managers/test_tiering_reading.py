@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from asyncoffload.core.tickets import Ticket
 from asyncoffload.errors import BlocksUnavailable, InvalidArgument
+from asyncoffload.keys import OffloadKey
 from asyncoffload.types import LookupResult, Priority, RequestContext, Status
 from tests.managers.gated_tier import content_of
 from tests.managers.tiered_stack import Stack, keys_of, tiered, turns, until
@@ -362,6 +364,24 @@ async def test_long_requests_are_planned_in_pieces() -> None:
         assert await stack.load(keys) == 1000
         assert max(map(len, stack.tier.asked)) == 256
         assert max(len(job.keys) for job in stack.tier.jobs) == 64
+
+
+async def test_callers_who_come_together_are_planned_in_turns() -> None:
+    async with tiered(4096) as stack:
+        turn, planned = 0, Counter[int]()
+        extend = stack.manager._planner.extend
+
+        def counting(ticket: Ticket, keys: Sequence[OffloadKey]) -> None:
+            planned[turn] += len(keys)
+            extend(ticket, keys)
+
+        stack.manager._planner.extend = counting  # type: ignore[method-assign]
+        callers = [asyncio.create_task(stack.load(keys_of(256, start))) for start in range(0, 4096, 256)]
+        while not all(caller.done() for caller in callers):
+            await asyncio.sleep(0)
+            turn += 1
+        assert max(planned.values()) <= 2 * 256, "the caller who counts the turns may come before or after"
+        assert len(planned) >= 8
 
 
 async def test_a_deadline_ends_the_lease_at_the_prefix_it_has() -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from asyncoffload import Offloader
 from asyncoffload.keys import OffloadKey
-from tests.offloader.rig import Device, Kept, TurnHandler, at_rest, keys_of, settings, turns
+from tests.offloader.rig import Device, Kept, at_rest, keys_of, settings, turns
 from tests.offloader.strikes import STRIKES, Strike
+from tests.offloader.turn_handler import TurnHandler
 
 LONG_ENOUGH = 60
 """Turns in which anything that was left running would have touched the device."""
@@ -35,6 +36,8 @@ async def test_load(strike: Strike[object], hints: bool) -> None:
         cancelled = 0
         for n in count():
             await offloader._manager.reset()
+            # The first blocks are copied while the others are still on their way.
+            await offloader.load(keys[:3], blocks[:3])
             device.poison()
             if await strike(n, offloader.load(keys, blocks)) is not None:
                 break

@@ -16,7 +16,6 @@ from tests.offloader.rig import (
     Device,
     Kept,
     Leaks,
-    TurnHandler,
     idle,
     keys_of,
     only_in_tiers,
@@ -24,6 +23,7 @@ from tests.offloader.rig import (
     turns,
 )
 from tests.offloader.strikes import STRIKES, Strike
+from tests.offloader.turn_handler import TurnHandler
 
 
 async def test_after_closing_every_call_is_refused() -> None:
@@ -99,6 +99,20 @@ async def test_a_store_under_way_is_finished_and_cascaded_while_draining() -> No
     assert offloader.stats().tiers["gated"]["stored"] == 8
     with pytest.raises(ClosedError):
         await storing  # its bytes are safe, but it comes too late to be counted as used
+    assert idle(offloader)
+
+
+@pytest.mark.parametrize("n", range(0, 40, 3))
+async def test_whatever_is_stored_while_draining_is_cascaded(n: int) -> None:
+    device, kept = Device(16), Kept()
+    plan = settings(device, 16, slice_blocks=2)
+    offloader = Offloader(plan, kv_caches=device.kv_caches, tiers=[kept], handler=TurnHandler)
+    storing = asyncio.create_task(offloader.store(keys_of("whatever", 16), range(16)))
+    await turns(n)
+    await offloader.aclose()
+    await asyncio.wait([storing])
+    assert storing.exception() is None or isinstance(storing.exception(), ClosedError)
+    assert offloader.stats().tiers["gated"]["stored"] == offloader.stats().primary.stored
     assert idle(offloader)
 
 
