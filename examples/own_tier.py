@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import asyncoffload as ao
-from asyncoffload import KeyOutcome, KVLayout, LookupResult, OffloadKey, Status
+from asyncoffload import KeyOutcome, KVLayout, LookupResult, Offloader, OffloadKey, Status
 from asyncoffload.tiers.base import check_job
 from asyncoffload.tiers.event_log import EventLog
 
@@ -103,7 +103,7 @@ async def main() -> None:
     kv_caches = [torch.randint(0, 8, (8, 16, 256), dtype=torch.uint8) for _ in range(4)]
     before = [layer.clone() for layer in kv_caches]
     keys = [ao.make_key(bytes([n])) for n in range(8)]
-    async with ao.Offloader({"host_bytes": "64KiB"}, kv_caches=kv_caches, tiers=[CompressedTier]) as offloader:
+    async with Offloader({"host_bytes": "64KiB"}, kv_caches=kv_caches, tiers=[CompressedTier]) as offloader:
         for n in range(8):  # host memory holds four of these blocks: the tier has to give the rest
             await offloader.store(keys[n : n + 1], [n])
             await offloader.settle()

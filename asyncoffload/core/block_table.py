@@ -259,6 +259,12 @@ class BlockTable:
         found = coldest[(self._readers[coldest] == 0) & (self._clean[coldest] & (1 << tier) == 0)]
         return list(map(self._key_of.__getitem__, found.tolist()))
 
+    def dirty_among(self, keys: Iterable[OffloadKey], tier: int) -> list[OffloadKey]:
+        """Those of these blocks that are ready and of which the tier has no copy, each once."""
+        slots = self._ready_slots(dict.fromkeys(keys))
+        found = slots[self._clean[slots] & (1 << tier) == 0]
+        return list(map(self._key_of.__getitem__, found.tolist()))
+
     # ---- inside
 
     def _ready_slots(self, keys: Iterable[OffloadKey]) -> Int32s:

@@ -1,12 +1,13 @@
 """Cascades: which ready blocks are copied to which secondary tier, and when.
 
 Write-through offers a block when its store completes. A tier takes a bounded number of blocks at a time; what is over
-the bound is shed, stays dirty, and is offered again when it nears eviction, so that shedding is deferral while the
-block lives and loss only when it is evicted.
+the bound is shed, stays dirty, and is offered again: when the tier has room, in the order in which it was shed, and
+when it nears eviction. So shedding is deferral while the block lives, and loss only when it is evicted.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,16 +18,27 @@ from asyncoffload.types import Status
 
 @dataclass(slots=True)
 class _Outlet:
-    """What one tier takes: blocks offered and not handed out yet, how many are in flight in all, whether it is its
-    turn to have the cold tail walked for it, and whether the last walk found more than it could take."""
+    """What one tier takes.
 
+    Attributes:
+        waiting: blocks offered and not handed out yet, with their pinned slots.
+        shed_keys: blocks that it had no room for, to be offered again.
+        in_flight: blocks offered or handed out.
+        walk_due: it is its turn to have the cold tail walked for it.
+        walk_cut_short: the last walk found more than there was room for.
+        refuses: of the last batch it took nothing; it is offered nothing again before it takes something.
+        stored, shed, failed: counts of blocks.
+    """
+
+    shed_keys: deque[OffloadKey]
     waiting: list[tuple[OffloadKey, int]] = field(default_factory=list)
     in_flight: int = 0
+    walk_due: bool = False
+    walk_cut_short: bool = False
+    refuses: bool = False
     stored: int = 0
     shed: int = 0
     failed: int = 0
-    due: bool = False
-    backlog: bool = False
 
 
 class Cascades:
@@ -43,42 +55,55 @@ class Cascades:
         self._table = table
         self._limit = limit
         self._window = window
-        self._outlets = [_Outlet() for _ in range(n_tiers)]
+        self._outlets = [_Outlet(deque(maxlen=table.n_slots)) for _ in range(n_tiers)]
         self._last_walk = self._pressure
         self._closed = False
 
     def offer(self, keys: Sequence[OffloadKey]) -> None:
         """Offer newly stored blocks to every tier; what a tier has no room for is shed."""
-        for tier in range(len(self._outlets)):
-            self._offer_to(tier, keys)
-
-    def clean(self) -> None:
-        """Offer dirty blocks of the cold tail again, once enough slots were taken since the last walk over it."""
-        pressure = self._pressure
-        if self._table.free < self._window and pressure - self._last_walk >= max(1, self._window // 2):
-            self._last_walk = pressure
-            for outlet in self._outlets:
-                outlet.due = True
         for tier, outlet in enumerate(self._outlets):
-            room = self._limit - outlet.in_flight
-            if outlet.due and room > 0:
+            taken = self._offer_to(tier, keys)
+            outlet.shed += len(keys) - taken
+            outlet.shed_keys.extend(keys[taken:])
+
+    def offer_again(self) -> None:
+        """Offer what was shed to tiers with room, and the cold tail if enough slots were taken since its last walk."""
+        if self._closed:
+            return
+        pressure = self._pressure
+        walk_due = self._table.free < self._window and pressure - self._last_walk >= max(1, self._window // 2)
+        if walk_due:
+            self._last_walk = pressure
+        for tier, outlet in enumerate(self._outlets):
+            outlet.walk_due = outlet.walk_due or walk_due
+            while self._can_offer_again(outlet) and (room := self._room(outlet)):
+                again = [outlet.shed_keys.popleft() for _ in range(min(room, len(outlet.shed_keys)))]
+                self._offer_to(tier, self._table.dirty_among(again, tier))
+            room = self._room(outlet)
+            if outlet.walk_due and room:
                 dirty = self._table.dirty(self._window, tier)
-                outlet.due, outlet.backlog = False, len(dirty) > room
-                self._offer_to(tier, dirty[:room])
+                outlet.walk_due, outlet.walk_cut_short = False, len(dirty) > room
+                self._offer_to(tier, dirty)
 
     @property
     def _pressure(self) -> int:
         """Grows with every slot that is taken."""
         return self._table.evicted - self._table.free
 
-    def _offer_to(self, tier: int, keys: Sequence[OffloadKey]) -> None:
+    def _room(self, outlet: _Outlet) -> int:
+        return 0 if self._closed else max(0, self._limit - outlet.in_flight)
+
+    def _can_offer_again(self, outlet: _Outlet) -> bool:
+        return bool(outlet.shed_keys) and not outlet.refuses and self._limit > 0
+
+    def _offer_to(self, tier: int, keys: Sequence[OffloadKey]) -> int:
+        """Take as many of the keys as there is room for; returns how many."""
         outlet = self._outlets[tier]
-        room = 0 if self._closed else max(0, self._limit - outlet.in_flight)
-        taken = keys[:room]
-        outlet.shed += len(keys) - len(taken)
+        taken = keys[: self._room(outlet)]
         if taken:
             outlet.in_flight += len(taken)
             outlet.waiting.extend(zip(taken, map(int, self._table.pin(taken)), strict=True))
+        return len(taken)
 
     def take(self, batch: int) -> tuple[int, list[OffloadKey], list[int]] | None:
         """What to hand to a tier next: the tier, at most ``batch`` keys, and their pinned slots."""
@@ -95,12 +120,14 @@ class Cascades:
         arrived = [key for key, status in zip(keys, statuses, strict=True) if status is Status.DONE]
         self._table.mark_clean(arrived, tier)
         self._table.unpin(slots)
-        shed = sum(status in (Status.SHED, Status.CANCELLED) for status in statuses)
+        shed = [key for key, status in zip(keys, statuses, strict=True) if status is Status.SHED]
+        cancelled = sum(status is Status.CANCELLED for status in statuses)
+        outlet.refuses = not arrived
+        outlet.walk_due = outlet.walk_due or (outlet.walk_cut_short and bool(arrived))
+        outlet.shed_keys.extend(shed)
         outlet.stored += len(arrived)
-        # A tier that takes nothing at present is not offered the same blocks at once again.
-        outlet.due = outlet.due or (outlet.backlog and bool(arrived))
-        outlet.shed += shed
-        outlet.failed += len(keys) - len(arrived) - shed
+        outlet.shed += len(shed) + cancelled
+        outlet.failed += len(keys) - len(arrived) - len(shed) - cancelled
 
     def drop(self) -> None:
         """Take back the offers that were not handed out yet."""
@@ -109,6 +136,7 @@ class Cascades:
             outlet.shed += len(outlet.waiting)
             self._table.unpin([slot for _, slot in outlet.waiting])
             outlet.waiting.clear()
+            outlet.shed_keys.clear()
 
     def close(self) -> None:
         """Take no more offers."""
@@ -116,8 +144,9 @@ class Cascades:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is offered or in flight."""
-        return not any(outlet.in_flight for outlet in self._outlets)
+        """Whether nothing is in flight, nor about to be offered again."""
+        again = not self._closed and any(map(self._can_offer_again, self._outlets))
+        return not again and not any(outlet.in_flight for outlet in self._outlets)
 
     def counts(self, tier: int) -> dict[str, int]:
         """Blocks in flight, stored, shed and failed so far."""

@@ -132,7 +132,7 @@ class TieringPlanner:
                 return
 
     def _take_cascades(self) -> Iterator[Op]:
-        self._cascades.clean()
+        self._cascades.offer_again()
         while (batch := self._cascades.take(MAX_OP_BLOCKS)) is not None:
             yield self._running.cascade(*batch)
 
@@ -196,7 +196,7 @@ class TieringPlanner:
 
     @property
     def settled(self) -> bool:
-        """Whether no cascade is offered or in flight."""
+        """Whether no cascade is in flight, nor will be without further stores."""
         return self._cascades.idle
 
     @property

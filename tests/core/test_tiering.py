@@ -413,7 +413,7 @@ def test_stored_blocks_cascade_to_every_tier_and_are_clean_then() -> None:
     assert stack.planner.settled
 
 
-def test_a_cascade_over_the_bound_is_shed_and_offered_again_in_the_cold_tail() -> None:
+def test_a_cascade_over_the_bound_is_shed_and_offered_again() -> None:
     keys = keys_of(8)
     stack = Stack(8, set(), cascades=4)
     stack.store(keys)

@@ -73,7 +73,7 @@ async def test_a_slow_tier_sheds_instead_of_stalling_stores() -> None:
         assert set(keys_of(4)) <= set(stack.tier.blocks)
 
 
-async def test_what_was_shed_is_offered_again_before_it_is_evicted() -> None:
+async def test_what_was_shed_is_offered_again_when_there_is_room() -> None:
     keys = keys_of(16)
     async with tiered(16, cascading=4) as stack:
         stack.tier.stores.shut()
@@ -82,12 +82,9 @@ async def test_what_was_shed_is_offered_again_before_it_is_evicted() -> None:
         assert cascades(stack.manager.tier_counts()["t0"]) == (4, 0, 8, 0)
         stack.tier.stores.open()
         await stack.manager.settle()
-        assert len(stack.tier.blocks) == 4
-        await stack.store(keys[12:14])
+        assert set(stack.tier.blocks) == set(keys[:12])
+        await stack.store(keys[12:])
         await stack.manager.settle()
-        await stack.store(keys[14:])
-        await stack.manager.settle()
-        assert set(keys[:4]) <= set(stack.tier.blocks), "the coldest blocks are written ahead of their eviction"
         for start in range(100, 200, 2):
             await stack.store(keys_of(2, start))
             await stack.manager.settle()
@@ -131,8 +128,9 @@ async def test_a_block_that_the_tier_did_not_take_stays_dirty(status: Status) ->
         await stack.store(keys)
         await stack.manager.settle()
         in_flight, stored, shed, failed = cascades(stack.manager.tier_counts()["t0"])
-        assert (in_flight, stored, shed + failed) == (0, 3, 1)
-        assert shed == (status in (Status.SHED, Status.CANCELLED))
+        assert (in_flight, stored) == (0, 3)
+        expected = {Status.SHED: (2, 0), Status.CANCELLED: (1, 0)}  # what it shed is offered once more, with the rest
+        assert (shed, failed) == expected.get(status, (0, 1))
         assert stack.manager._primary.table.dirty(4, 0) == [keys[0]]
         await stack.store(keys_of(3, start=50))
         assert stack.manager.stats().lost == 0, "blocks with a copy go first"
