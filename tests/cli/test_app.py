@@ -92,6 +92,11 @@ def test_bad_input_is_named(arguments: Sequence[str], message: str) -> None:
     assert message in " ".join(run.output.replace("│", " ").split())
 
 
+def _heed_interrupts() -> None:
+    """A shell that runs the tests in the background has them, and all they start, ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_an_interrupt_ends_with_the_table_so_far(tmp_path: Path, loop: str) -> None:
@@ -99,7 +104,11 @@ def test_an_interrupt_ends_with_the_table_so_far(tmp_path: Path, loop: str) -> N
     arguments = ["replay", "--requests", "50", "--speed", "0.5", "--loop", loop]
     environment = os.environ | {"TMPDIR": str(tmp_path), "FORCE_COLOR": "1", "COLUMNS": "200"}
     run = subprocess.Popen(
-        [sys.executable, "-c", command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        [sys.executable, "-c", command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        preexec_fn=_heed_interrupts,
     )
     assert run.stderr is not None
     shown = b""
@@ -108,7 +117,7 @@ def test_an_interrupt_ends_with_the_table_so_far(tmp_path: Path, loop: str) -> N
         assert chunk, shown.decode()
         shown += chunk
     run.send_signal(signal.SIGINT)
-    output, complaints = run.communicate()
+    output, complaints = run.communicate(timeout=60)
     assert run.returncode == 130, complaints.decode()
     assert "of 50 in" in output.decode()
     assert list(tmp_path.iterdir()) == []
