@@ -162,6 +162,10 @@ class CPUOffloadingManager(OffloadingManager):
             subscription.close()
         return subscription
 
+    def absent(self, keys: Sequence[OffloadKey]) -> list[OffloadKey]:
+        """Those of these blocks that a store would write if there were room: plain, and advice like ``lookup``."""
+        return self._plan(self._primary.table.absent, keys)
+
     def stats(self) -> PrimaryStats:
         return self._primary.stats()
 

@@ -191,16 +191,18 @@ class Offloader:
         self._check_open()
         keys = _scoped(keys, ctx)
         blocks = self._device.blocks_of(keys, device_blocks, distinct=False)
+        absent = self._manager.absent(keys)
+        positions = {key: position for position, key in enumerate(keys)}
         stored = seen = 0
-        async with pipeline(partial(self._store_stretch, blocks, ctx)) as stretches:
-            while seen < len(keys):
-                part = await stretches.advance(Stretch(keys[seen : seen + self._slice], seen))
+        async with pipeline(partial(self._store_stretch, blocks, positions, ctx)) as stretches:
+            while seen < len(absent):
+                part = await stretches.advance(Stretch(absent[seen : seen + self._slice], seen))
                 if part.stopped_by is not None:
                     break
                 seen += len(part.keys)
                 stored += part.blocks
         await self._manager.touch(keys, ctx)
-        return StoreResult(stored, seen - stored, len(keys) - seen)
+        return StoreResult(stored, len(keys) - len(absent) + seen - stored, len(absent) - seen)
 
     # ---- the whole
 
@@ -275,13 +277,14 @@ class Offloader:
                 copies.submit(host, device)
             stretch.secure(len(lease.keys), by_tier=lease.by_tier, stopped_by=lease.stopped_by)
 
-    async def _store_stretch(self, blocks: DeviceBlocks, ctx: RequestContext, stretch: Stretch) -> None:
+    async def _store_stretch(
+        self, blocks: DeviceBlocks, positions: Mapping[OffloadKey, int], ctx: RequestContext, stretch: Stretch
+    ) -> None:
         """Copy those of the keys of a stretch that are absent into the primary."""
         try:
             async with self._manager.storing(stretch.keys, ctx, wait=True) as lease:
                 stretch.secure(len(lease.keys))
                 if lease.keys:
-                    positions = {key: stretch.start + index for index, key in enumerate(stretch.keys)}
                     device, host = blocks.specs([positions[key] for key in lease.keys], lease.spec)
                     with self._counted_as_writing():
                         async with self._copies() as copies:
