@@ -28,7 +28,7 @@ PATIENCE: Mapping[Priority, float] = MappingProxyType(
 )
 """Seconds that an entry of each priority lets later ones of higher priority go first."""
 
-LOAD_SLICES = SliceBounds(max_tasks=16, max_bytes=1 << 20, min_bytes=256 << 10)
+LOAD_SLICES = SliceBounds(max_tasks=16, max_bytes=4 << 20, min_bytes=256 << 10)
 STORE_SLICES = SliceBounds(max_tasks=16, max_bytes=4 << 20, min_bytes=512 << 10)
 
 _LONG_CLOSE = 10.0  # seconds after which closing is worth a warning
@@ -277,7 +277,9 @@ class DualQueueThreadPool:
         due = now + self._patience[priority]
         if deadline is not None:
             due = min(due, deadline)
-        slices = cut(state, calls, nbytes, lane.bounds.length(n_tasks, nbytes, self._n_workers))
+        # Where all workers have work already, spreading a job over them only costs hops.
+        idle = max(1, self._n_workers - lane.queued - lane.running)
+        slices = cut(state, calls, nbytes, lane.bounds.length(n_tasks, nbytes, idle))
         self._jobs[state] = _Job(lane, slices, now)
         self._idle.clear()
         for piece in slices:
