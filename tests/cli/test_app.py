@@ -98,6 +98,7 @@ def _heed_interrupts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_an_interrupt_ends_with_the_table_so_far(tmp_path: Path, loop: str) -> None:
     command = "from asyncoffload.cli import main; main()"

@@ -72,6 +72,7 @@ def test_generated_traffic(tmp_path: Path, capacity: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("capacity", [450, 1500, 5000])
 @pytest.mark.parametrize("trace", TRACES)
 def test_real_traffic(tmp_path: Path, trace: str, capacity: int) -> None:

@@ -12,6 +12,7 @@ from tests.offloader.storm import Storm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("tiers", ["none", "memory", "memory and fs"])
 async def test_ten_thousand_cancels(tmp_path: Path, tiers: str) -> None:
     await storm(tmp_path, tiers, cancels=10_000 if tiers == "memory" else 2_000)

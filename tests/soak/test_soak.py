@@ -86,6 +86,7 @@ def damage_a_file(root: Path, dice: random.Random) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_soak(tmp_path: Path) -> None:
     leaks, device, gate = Leaks(), Device(24 * 8, groups=(2,)), CopyGate()
     plan = settings(device, 40, slice_blocks=3, cascade_blocks=10)

@@ -47,6 +47,7 @@ class LargeBlocks(TierLaws):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_fifty_kills(tmp_path: Path) -> None:
     laws, chance, with_leftovers = LargeBlocks(), random.Random(1), 0
     directory = tmp_path / directory_name(laws.layout())
