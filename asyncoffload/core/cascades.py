@@ -23,7 +23,7 @@ class _Outlet:
     Attributes:
         waiting: blocks offered and not handed out yet, with their pinned slots.
         shed_keys: blocks that it had no room for, to be offered again.
-        in_flight: blocks offered or handed out.
+        in_flight: blocks offered or handed out; no block is twice.
         walk_due: it is its turn to have the cold tail walked for it.
         walk_cut_short: the last walk found more than there was room for.
         refuses: of the last batch it took nothing; it is offered nothing again before it takes something.
@@ -32,7 +32,7 @@ class _Outlet:
 
     shed_keys: deque[OffloadKey]
     waiting: list[tuple[OffloadKey, int]] = field(default_factory=list)
-    in_flight: int = 0
+    in_flight: set[OffloadKey] = field(default_factory=set)
     walk_due: bool = False
     walk_cut_short: bool = False
     refuses: bool = False
@@ -78,7 +78,8 @@ class Cascades:
             outlet.walk_due = outlet.walk_due or walk_due
             while self._can_offer_again(outlet) and (room := self._room(outlet)):
                 again = [outlet.shed_keys.popleft() for _ in range(min(room, len(outlet.shed_keys)))]
-                self._offer_to(tier, self._table.dirty_among(again, tier))
+                dirty = self._table.dirty_among(again, tier)
+                self._offer_to(tier, [key for key in dirty if key not in outlet.in_flight])
             room = self._room(outlet)
             if outlet.walk_due and room:
                 dirty = self._table.dirty(self._window, tier)
@@ -91,7 +92,7 @@ class Cascades:
         return self._table.evicted - self._table.free
 
     def _room(self, outlet: _Outlet) -> int:
-        return 0 if self._closed else max(0, self._limit - outlet.in_flight)
+        return 0 if self._closed else max(0, self._limit - len(outlet.in_flight))
 
     def _can_offer_again(self, outlet: _Outlet) -> bool:
         return bool(outlet.shed_keys) and not outlet.refuses and self._limit > 0
@@ -101,7 +102,7 @@ class Cascades:
         outlet = self._outlets[tier]
         taken = keys[: self._room(outlet)]
         if taken:
-            outlet.in_flight += len(taken)
+            outlet.in_flight.update(taken)
             outlet.waiting.extend(zip(taken, map(int, self._table.pin(taken)), strict=True))
         return len(taken)
 
@@ -116,7 +117,7 @@ class Cascades:
     def settle(self, tier: int, keys: Sequence[OffloadKey], slots: Sequence[int], statuses: Sequence[Status]) -> None:
         """A batch has ended: unpin it and mark clean what arrived."""
         outlet = self._outlets[tier]
-        outlet.in_flight -= len(keys)
+        outlet.in_flight.difference_update(keys)
         arrived = [key for key, status in zip(keys, statuses, strict=True) if status is Status.DONE]
         self._table.mark_clean(arrived, tier)
         self._table.unpin(slots)
@@ -132,7 +133,7 @@ class Cascades:
     def drop(self) -> None:
         """Take back the offers that were not handed out yet."""
         for outlet in self._outlets:
-            outlet.in_flight -= len(outlet.waiting)
+            outlet.in_flight.difference_update(key for key, _ in outlet.waiting)
             outlet.shed += len(outlet.waiting)
             self._table.unpin([slot for _, slot in outlet.waiting])
             outlet.waiting.clear()
@@ -151,4 +152,5 @@ class Cascades:
     def counts(self, tier: int) -> dict[str, int]:
         """Blocks in flight, stored, shed and failed so far."""
         outlet = self._outlets[tier]
-        return {name: getattr(outlet, name) for name in ("in_flight", "stored", "shed", "failed")}
+        counts = {name: getattr(outlet, name) for name in ("stored", "shed", "failed")}
+        return {"in_flight": len(outlet.in_flight), **counts}

@@ -427,6 +427,24 @@ def test_a_cascade_over_the_bound_is_shed_and_offered_again() -> None:
     assert stack.table.lost == 0
 
 
+def test_a_block_that_was_shed_evicted_and_stored_again_is_on_its_way_once() -> None:
+    keys = keys_of(8)
+    stack = Stack(8, set(), cascades=5)
+    stack.store(keys)
+    (op,) = stack.take()
+    stack.store(keys_of(3, start=100))
+    assert not stack.table.ready.keys() & keys[5:], "what was shed had to make room"
+    stack.settle(op)
+    stack.store(keys[5:])
+    (again,) = stack.take()
+    assert len(set(again.keys)) == len(again.keys)
+    assert {*keys[5:]} <= {*again.keys}
+    stack.settle(again)
+    stack.run()
+    assert stack.table.pinned == 0
+    assert stack.planner.settled
+
+
 def test_what_a_tier_evicted_is_dirty_again() -> None:
     keys = keys_of(2)
     stack = Stack(8, set())

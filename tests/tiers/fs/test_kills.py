@@ -28,7 +28,7 @@ class LargeBlocks(TierLaws):
     persistent = True
 
     def layout(self) -> KVLayout:
-        return KVLayout("kills", "bfloat16", 16, (KVGroup((512 << 10,)),))
+        return KVLayout("kills", "bfloat16", 16, (KVGroup((6 << 20,)),))
 
     def make_tier(self, layout: KVLayout, view: memoryview, place: Path) -> SecondaryTierManager:
         return FileSystemTierManager(layout, view, "fs", place, 1, 4)
