@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -53,11 +54,11 @@ class MoodyTier(GatedTier):
 
 async def vandalise(root: Path, gate: CopyGate, until: float) -> int:
     """Damage files, and let copies fail now and then; returns how many files were damaged."""
-    dice, damaged = random.Random(2), 0
+    dice, damaged, rounds = random.Random(2), 0, itertools.count()
     run = asyncio.get_running_loop().run_in_executor
     with ThreadPoolExecutor(1) as vandals:
         while time.monotonic() < until:
-            gate.failing = {dice.choice(["store", "load"])} if dice.random() < 0.1 else set()
+            gate.failing = {dice.choice(["store", "load"])} if next(rounds) % 3 == 0 else set()
             damaged += await run(vandals, damage_a_file, root, dice)
             await turns(100)
     gate.failing = set()
