@@ -21,20 +21,7 @@ from asyncoffload.aio.dual_queue import DualQueueThreadPool
 from asyncoffload.aio.job_state import JobState
 from asyncoffload.aio.slices import SliceBounds
 from asyncoffload.types.vocabulary import Status
-
-
-class Gate:
-    """A task that blocks its thread until it is opened."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.reached = asyncio.Event()
-        self.opened = threading.Event()
-
-    def __call__(self) -> str:
-        self._loop.call_soon_threadsafe(self.reached.set)
-        assert self.opened.wait(30)
-        return "through"
+from tests.aio.gate import Gate
 
 
 class Canary:

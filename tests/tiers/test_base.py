@@ -8,10 +8,7 @@ import pytest
 
 from asyncoffload.errors import InvalidArgument, TierUnavailable
 from asyncoffload.keys import OffloadKey, make_key
-from asyncoffload.tiers import TIERS
 from asyncoffload.tiers.base import SecondaryTierManager, check_job
-from asyncoffload.tiers.example import ExampleSecondaryTierManager
-from asyncoffload.tiers.fs.manager import FileSystemTierManager
 from asyncoffload.types import (
     ANONYMOUS,
     JobResult,
@@ -87,10 +84,3 @@ def test_jobs_are_checked_before_anything_moves() -> None:
         check_job(TransferJob([KEY], [-1]), layout, 4)
     with pytest.raises(InvalidArgument, match="group 2: the layout has 2 groups"):
         check_job(TransferJob([make_key(b"key", 2)], [0]), layout, 4)
-
-
-def test_settings_find_tiers_by_name() -> None:
-    assert dict(TIERS) == {"fs": FileSystemTierManager, "memory": ExampleSecondaryTierManager}
-    assert len(TIERS) == 2
-    with pytest.raises(KeyError):
-        TIERS["tape"]
