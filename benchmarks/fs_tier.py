@@ -24,6 +24,7 @@ Measures, in one process, medians over rounds in which the sides take turns; a r
 ratios, its spread the quartiles. 1 GB is 1e9 bytes. O_DIRECT where the file system has it, our checksums on.
 
   throughput   many jobs of 16 blocks at once, for each block size: ours, vLLM's, bare threads (best thread count)
+               without and with a checksum of each block
   one-job      one job of 4,096 blocks of 64 KiB
   latency      p99 of loads of 16 x 1 MiB that arrive at a fifth of the read ceiling while stores never end
   lag          p99 lag of an event loop while the disk is saturated, ours beside as many bare threads
@@ -40,6 +41,10 @@ engine does once per step. Needs up to 4 GB of disk below --dir, and gives them 
 
 MIB = 1 << 20
 JOB_BLOCKS = 16
+BARE: dict[str, tuple[Move, Move]] = {
+    "raw": (write_file, read_file),
+    "raw + checksum": (check_and_write, read_and_check),
+}
 THREAD_COUNTS = (2, 4, 8, 16, 32)
 LATENCY_DEPTH = 48
 
@@ -104,20 +109,20 @@ class Bench:
         if not seconds:
             self.report(Figure(what, speed, "GB/s"))
 
-    def throughput(self, block_bytes: int, total: int = 512 * MIB) -> None:
+    def throughput(self, block_bytes: int, total: int = 1024 * MIB) -> None:
         n = total // block_bytes
         slots = range(n)
         with self.sides(block_bytes, n) as sides:
             ours = sides["ours"]
             best = self._best_threads(ours, n)
-            store: dict[str, list[float]] = {name: [] for name in (*sides, "raw")}
-            load: dict[str, list[float]] = {name: [] for name in (*sides, "raw")}
+            store: dict[str, list[float]] = {name: [] for name in (*sides, *BARE)}
+            load: dict[str, list[float]] = {name: [] for name in (*sides, *BARE)}
             for round_ in range(self.rounds):
                 names = list(store)
                 for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
                     keys = new_keys(n)
-                    if name == "raw":
-                        wrote, read = self._raw(ours, keys, best["store"], best["load"])
+                    if name in BARE:
+                        wrote, read = self._bare(ours, keys, best["store"], best["load"], BARE[name])
                     else:
                         jobs = in_jobs(keys, slots)
                         wrote, read = sides[name].store(jobs), sides[name].load(jobs)
@@ -147,7 +152,7 @@ class Bench:
         n_slots = n_load + LATENCY_DEPTH * JOB_BLOCKS
         with self.sides(block_bytes, n_slots) as sides:
             keys = new_keys(256)
-            ceiling = 256 * block_bytes / self._raw(sides["ours"], keys, 8, 8)[1]
+            ceiling = 256 * block_bytes / self._bare(sides["ours"], keys, 8, 8)[1]
             gap = JOB_BLOCKS * block_bytes / (ceiling / 5)
             seconds: dict[str, list[list[float]]] = {name: [] for name in sides}
             for round_ in range(self.rounds):
@@ -218,18 +223,20 @@ class Bench:
                 note = f"raw {statistics.median(bare):.3f}, checksum {statistics.median(shares):.3f} (ratio without it)"
                 self.report(Figure(f"cpu, {verb}", statistics.median(mine), "s/GB", "raw", *spread(ratios), note=note))
 
-    def _raw(self, ours: Ours, keys: Sequence[Any], n_write: int, n_read: int) -> tuple[float, float]:
+    def _bare(
+        self, ours: Ours, keys: Sequence[Any], n_write: int, n_read: int, moves: tuple[Move, Move] = BARE["raw"]
+    ) -> tuple[float, float]:
         """Seconds of bare threads for the same files, written and read."""
         directory = os.path.join(self.root, "raw")
         paths, slots = ours.paths(directory, keys), ours.memory.slots(range(len(keys)))
         try:
-            wrote = BareThreads(n_write, write_file, paths, slots).join()
-            return wrote, BareThreads(n_read, read_file, paths, slots).join()
+            wrote = BareThreads(n_write, moves[0], paths, slots).join()
+            return wrote, BareThreads(n_read, moves[1], paths, slots).join()
         finally:
             remove_tree(directory)
 
     def _best_threads(self, ours: Ours, n: int) -> dict[str, int]:
-        tried = {count: self._raw(ours, new_keys(n), count, count) for count in THREAD_COUNTS}
+        tried = {count: self._bare(ours, new_keys(n), count, count) for count in THREAD_COUNTS}
         return {
             "store": min(tried, key=lambda count: tried[count][0]),
             "load": min(tried, key=lambda count: tried[count][1]),

@@ -111,7 +111,9 @@ class Dispatcher:
         for lane in (first, second):
             if lane.entries.empty() or (lane is self._stores and not self._may_store()):
                 continue
-            piece = lane.take()
+            piece, was_cut = lane.take(self._n_workers)
+            if was_cut:
+                self.entry_added()
             busy = None if piece is None else self._run(piece, lane)
             self._let_store_in()
             return busy

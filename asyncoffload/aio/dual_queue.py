@@ -28,8 +28,8 @@ PATIENCE: Mapping[Priority, float] = MappingProxyType(
 )
 """Seconds that an entry of each priority lets later ones of higher priority go first."""
 
-LOAD_SLICES = SliceBounds(max_tasks=16, max_bytes=4 << 20, min_bytes=256 << 10)
-STORE_SLICES = SliceBounds(max_tasks=16, max_bytes=4 << 20, min_bytes=512 << 10)
+LOAD_SLICES = SliceBounds(max_tasks=64, max_bytes=4 << 20, min_bytes=256 << 10)
+STORE_SLICES = SliceBounds(max_tasks=64, max_bytes=4 << 20, min_bytes=512 << 10)
 
 _LONG_CLOSE = 10.0  # seconds after which closing is worth a warning
 
@@ -73,7 +73,7 @@ class DualQueueThreadPool:
         n_write_threads: int = 16,
         *,
         max_queued_bytes: int | None = 1 << 30,
-        max_storing_bytes: int = 16 << 20,
+        max_storing_bytes: int = 32 << 20,
         patience: Mapping[Priority, float] = PATIENCE,
         load_slices: SliceBounds = LOAD_SLICES,
         store_slices: SliceBounds = STORE_SLICES,

@@ -51,14 +51,30 @@ class Lane:
         piece.due = due
         self.entries.put_nowait((due, next(self._sequence), piece))
 
-    def take(self) -> Slice | None:
-        """Take the first entry out of the queue, which is not empty; None when it was stale."""
-        due, _, piece = self.entries.get_nowait()
+    def take(self, n_workers: int) -> tuple[Slice | None, bool]:
+        """Take the first entry out of the queue, which is not empty.
+
+        What is taken gets shorter as the queue does, down to the least that is worth a hop, so that the workers come
+        to the end together and not one long slice after the others. This is guided self-scheduling (Polychronopoulos
+        and Kuck, 1987), with every worker's next turn counted in.
+
+        Returns:
+            The slice, None when the entry was stale; and whether its end was cut off and queued on its own.
+        """
+        due, sequence, piece = self.entries.get_nowait()
         if not piece.queued or due != piece.due:
-            return None
+            return None, False
+        turns = 2 * n_workers * piece.nbytes // max(1, self.budget.used)
+        length = self.bounds.length(len(piece.tasks), piece.nbytes, max(1, turns))
+        was_cut = length < len(piece.tasks)
+        if was_cut:
+            rest = piece.split(length)
+            rest.queued, rest.due = True, due
+            self.queued += 1
+            self.entries.put_nowait((due, sequence, rest))
         piece.queued = False
         self._left(piece)
-        return piece
+        return piece, was_cut
 
     def drop(self, piece: Slice) -> int:
         """Take a queued slice out, wherever it stands; how many tasks were in it."""

@@ -47,6 +47,7 @@ class Slice:
 
     Attributes:
         job: whose tasks they are.
+        siblings: the slices of that job, this one among them.
         first: index of the first one within the job.
         tasks: the calls; emptied when they have run or never will.
         nbytes: bytes of all of them.
@@ -56,10 +57,30 @@ class Slice:
         released: set while it runs; settled when its worker may take other work.
     """
 
-    __slots__ = ("due", "first", "job", "nbytes", "queued", "released", "started", "task_bytes", "tasks", "work")
+    __slots__ = (
+        "due",
+        "first",
+        "job",
+        "nbytes",
+        "queued",
+        "released",
+        "siblings",
+        "started",
+        "task_bytes",
+        "tasks",
+        "work",
+    )
 
-    def __init__(self, job: JobState[Any], first: int, tasks: Sequence[Callable[[], object]], nbytes: int) -> None:
+    def __init__(
+        self,
+        job: JobState[Any],
+        siblings: list[Slice],
+        first: int,
+        tasks: Sequence[Callable[[], object]],
+        nbytes: int,
+    ) -> None:
         self.job = job
+        self.siblings = siblings
         self.first = first
         self.tasks = tasks
         self.nbytes = nbytes
@@ -69,6 +90,16 @@ class Slice:
         self.started = 0.0
         self.work: Work | None = None
         self.released: asyncio.Future[None] | None = None
+
+    def split(self, length: int) -> Slice:
+        """Keep the first ``length`` tasks, and return the others as a slice of their own."""
+        n_rest = len(self.tasks) - length
+        rest_bytes = self.nbytes * n_rest // len(self.tasks)
+        rest = Slice(self.job, self.siblings, self.first + length, self.tasks[length:], rest_bytes)
+        self.tasks = self.tasks[:length]
+        self.nbytes -= rest_bytes
+        self.siblings.append(rest)
+        return rest
 
     def run(self) -> None:
         """Run the tasks one after the other, until the job is stopped; in an I/O thread. Never raises."""
@@ -100,7 +131,8 @@ class Slice:
 def cut(job: JobState[Any], tasks: Sequence[Callable[[], object]], nbytes: int, length: int) -> list[Slice]:
     """The slices of a job, of ``length`` tasks each but for the last; their bytes add up to ``nbytes``."""
     n = len(tasks)
-    return [
-        Slice(job, first, tasks[first : first + length], nbytes * min(first + length, n) // n - nbytes * first // n)
-        for first in range(0, n, length)
-    ]
+    slices: list[Slice] = []
+    for first in range(0, n, length):
+        share = nbytes * min(first + length, n) // n - nbytes * first // n
+        slices.append(Slice(job, slices, first, tasks[first : first + length], share))
+    return slices

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Self
@@ -15,19 +14,7 @@ from hypothesis import strategies as st
 from asyncoffload.aio.dual_queue import DualQueueThreadPool
 from asyncoffload.errors import ClosedError
 from asyncoffload.types.vocabulary import Priority, Status
-
-
-class Gate:
-    """A task that blocks its thread until it is opened."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.reached = asyncio.Event()
-        self.opened = threading.Event()
-
-    def __call__(self) -> None:
-        self._loop.call_soon_threadsafe(self.reached.set)
-        assert self.opened.wait(30)
+from tests.aio.gate import Gate
 
 
 class Clock:
