@@ -22,8 +22,8 @@ from asyncoffload.core.tickets import Mode, Ticket
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types import Priority, Status
 
-MAX_OP_BLOCKS = 256
-"""Blocks of one op, and of one piece of planning: more of them at once would keep an event loop waiting."""
+MAX_OP_BLOCKS = 128
+"""Blocks of one op: settling more of them at once would keep an event loop waiting."""
 
 EVERY_TIER = -1
 

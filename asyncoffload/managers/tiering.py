@@ -25,6 +25,9 @@ from asyncoffload.types import ANONYMOUS, CPULoadStoreSpec, OffloadingEvent, Req
 logger = logging.getLogger(__name__)
 
 DEFAULT_PROMOTION_BYTES = 256 << 20
+STRETCH_BLOCKS = 64
+"""Blocks that are opened, and started, in one stretch of the loop: planning a block takes a few microseconds, and a
+loop should not be kept for half a millisecond."""
 LONG_CLOSE = 10.0
 """Seconds after which closing says what it is waiting for."""
 
@@ -226,10 +229,10 @@ class TieringOffloadingManager(CPUOffloadingManager):
         tiers = self._allowed(ctx)
         ticket = self._plan(self._planner.open, (), mode, ctx.priority, tiers=tiers, deadline=ctx.deadline)
         try:
-            for start in range(0, len(keys), MAX_OP_BLOCKS):
-                piece = keys[start : start + MAX_OP_BLOCKS]
+            for start in range(0, len(keys), STRETCH_BLOCKS):
+                piece = keys[start : start + STRETCH_BLOCKS]
                 async with self._turn:
-                    if self._wished >= MAX_OP_BLOCKS:
+                    if self._wished >= STRETCH_BLOCKS:
                         await asyncio.sleep(0)  # until the pump has run
                     self._plan(self._planner.extend, ticket, piece)
                     self._wished += len(piece)
@@ -304,7 +307,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
         if self._failure is not None:
             return
         try:
-            started = self._planner.take(MAX_OP_BLOCKS)
+            started = self._planner.take(STRETCH_BLOCKS)
             woken = self._planner.take_woken()
             for item in started:
                 if isinstance(item, Hurry):
