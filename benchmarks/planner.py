@@ -10,7 +10,8 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -146,15 +147,18 @@ class Timed(TieringOffloadingManager):
         self.iterations = [0.0]
 
     def _plan(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._timed(super()._plan, call, *args, **kwargs)
+        with self._noted():
+            return super()._plan(call, *args, **kwargs)
 
     def _pump(self) -> None:
-        self._timed(super()._pump)
+        with self._noted():
+            super()._pump()
 
-    def _timed(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
         started = time.thread_time()
         try:
-            return call(*args, **kwargs)
+            yield
         finally:
             self.iterations[-1] += time.thread_time() - started
 
