@@ -62,7 +62,7 @@ def checked_keys(keys: Iterable[bytes]) -> Sequence[OffloadKey]:
         InvalidArgument: a key is not ``bytes``, is too short or too long, or appears twice.
     """
     batch = cast("Sequence[OffloadKey]", keys if isinstance(keys, (list, tuple)) else tuple(keys))
-    if set(map(type, batch)) - {bytes}:
+    if list(map(type, batch)).count(bytes) != len(batch):
         index, wrong = next((i, k) for i, k in enumerate(batch) if type(k) is not bytes)
         raise InvalidArgument(
             f"key {index} is {type(wrong).__name__} {wrong!r}, not bytes: build keys with keys.make_key(hash, group)"

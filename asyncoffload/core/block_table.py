@@ -4,38 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, compress, takewhile
 
 import numpy as np
-import numpy.typing as npt
 
 from asyncoffload.core.policies import EvictionPolicy
+from asyncoffload.core.write import Write
 from asyncoffload.errors import InternalError, InvalidArgument
 from asyncoffload.keys import OffloadKey, checked_keys
-from asyncoffload.types import Int32s
+from asyncoffload.types import Int32s, Int64s
 
 VICTIM_WINDOW = 64
 """How many blocks further a clean victim is looked for before a block without a copy is given up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """Slots that were handed out to be written, and what had to go for them.
-
-    Attributes:
-        keys: the blocks to be written.
-        slots: the slot of each key, in the same order.
-        generations: which use of each slot is meant, in the same order; never 0.
-        evicted: the keys that left to make room.
-        lost: how many of them no tier had a copy of; 0 for a table without tiers.
-    """
-
-    keys: Sequence[OffloadKey]
-    slots: Sequence[int]
-    generations: Sequence[int]
-    evicted: Sequence[OffloadKey] = ()
-    lost: int = 0
 
 
 class BlockTable:
@@ -86,7 +66,7 @@ class BlockTable:
         self._is_held = is_held
         self._free = list(range(n_slots - 1, -1, -1))
         self._quarantine: set[int] = set()
-        self._key_of: list[OffloadKey] = [OffloadKey(b"")] * n_slots
+        self._key_of = np.full(n_slots, OffloadKey(b""), dtype=np.object_)
         self._readers = np.zeros(n_slots, dtype=np.int32)
         self._pinned = 0  # ready slots with a reader
         self._generation = np.zeros(n_slots, dtype=np.int64)  # 0: nobody writes the slot
@@ -120,7 +100,7 @@ class BlockTable:
     def absent(self, keys: Sequence[OffloadKey]) -> list[OffloadKey]:
         """Those of the keys that could be written: neither ready, nor being written, nor doomed."""
         ready, writing, doomed = self.ready, self.writing, self.doomed
-        if all(state.keys().isdisjoint(keys) for state in (ready, writing, doomed)):
+        if all(state.keys().isdisjoint(keys) for state in (ready, writing, doomed) if state):
             return list(keys)
         return [key for key in keys if key not in ready and key not in writing and key not in doomed]
 
@@ -139,28 +119,32 @@ class BlockTable:
             KeyError: a block is not ready; none was pinned.
         """
         slots = slots_in(self.ready, keys)
+        _check_distinct(slots)
         self.pin_slots(slots)
         return list(slots.tolist())
 
-    def pin_slots(self, slots: Int32s) -> None:
-        """Add a reader to each of these slots of ready blocks, all different."""
-        _check_distinct(slots)
+    def pin_slots(self, slots: Int64s) -> None:
+        """Add a reader to each of these slots of ready blocks, which the caller knows to be all different."""
         before = self._readers[slots]
         self._readers[slots] = before + 1
-        self._pinned += int(np.count_nonzero(before == 0))
+        self._pinned += len(slots) - int(np.count_nonzero(before))
 
-    def unpin(self, slots: Sequence[int] | Int32s) -> None:
+    def unpin(self, slots: Sequence[int]) -> None:
         """Take a reader from each of these slots, all different. A doomed block leaves with its last one."""
-        held = np.asarray(slots, dtype=np.int32)
+        held = np.array(slots, dtype=np.int64)
         _check_distinct(held)
-        left = self._readers[held] - 1
-        if (left < 0).any():
-            raise InternalError(f"slot {held[left < 0][0]} has no reader left to take away")
-        self._readers[held] = left
-        idle = held[left == 0]
-        self._pinned -= len(idle)
+        self.unpin_slots(held)
+
+    def unpin_slots(self, slots: Int64s) -> None:
+        """As :meth:`unpin`, for slots that the caller knows to be all different."""
+        left = self._readers[slots] - 1
+        still_read = int(np.count_nonzero(left))
+        if still_read and (left < 0).any():
+            raise InternalError(f"slot {slots[left < 0][0]} has no reader left to take away")
+        self._readers[slots] = left
+        self._pinned -= len(slots) - still_read
         if self.doomed:
-            self._pinned += self._bury(idle.tolist())
+            self._pinned += self._bury(slots[left == 0].tolist())
 
     # ---- writers
 
@@ -179,7 +163,7 @@ class BlockTable:
         keys = checked_keys(keys)
         new = self.absent(keys)
         if not new:
-            return Write([], [], [])
+            return Write([], np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64))
         need = len(new) - len(self._free)
         victims: Sequence[OffloadKey] = []
         lost = 0
@@ -191,12 +175,13 @@ class BlockTable:
             if len(victim_slots) < need:
                 return None
             victims, lost = self._evict(victim_slots)
-        slots = self._free[: -len(new) - 1 : -1]
+        places = self._free[: -len(new) - 1 : -1]
         del self._free[-len(new) :]
+        slots = np.array(places, dtype=np.int32)
         self._last_generation += 1
         self._generation[slots] = self._last_generation
-        self.writing.update(zip(new, slots, strict=True))
-        return Write(new, slots, [self._last_generation] * len(new), victims, lost)
+        self.writing.update(zip(new, places, strict=True))
+        return Write(new, slots, np.full(len(new), self._last_generation, dtype=np.int64), victims, lost)
 
     def end_write(self, write: Write, ok: bool | Sequence[bool] = True) -> list[OffloadKey]:
         """The writing of these blocks has ended, ``ok`` for all or one by one. What failed gives its slot back.
@@ -207,16 +192,20 @@ class BlockTable:
         Returns:
             The blocks that became ready by this call.
         """
-        slots = np.asarray(write.slots, dtype=np.int32)
-        owned = self._generation[slots] == np.asarray(write.generations, dtype=np.int64)
+        keys, slots = write.keys, write.slot_array
+        owned = self._generation[slots] == write.generations
         self._generation[slots[owned]] = 0
         if self.doomed:
-            alive = np.array([slot not in self._doomed_keys for slot in write.slots], dtype=np.bool_)
+            alive = np.array([slot not in self._doomed_keys for slot in slots.tolist()], dtype=np.bool_)
             self._bury(slots[owned & ~alive].tolist())
             owned &= alive
         arrived = owned & np.asarray(ok, dtype=np.bool_)
-        self._fail(write.keys, slots, owned & ~arrived)
-        return self._arrive(write.keys, slots, arrived)
+        if arrived.all():
+            return self._arrive(keys, slots)
+        failed = owned & ~arrived
+        self._end_writing(list(compress(keys, failed)))
+        self._give_back(slots[failed].tolist())
+        return self._arrive(list(compress(keys, arrived)), slots[arrived])
 
     def reset(self) -> list[OffloadKey]:
         """Void every block. Idle ones are gone at once; those that are read or written go with their last holder.
@@ -257,15 +246,19 @@ class BlockTable:
         """Of the ``window`` coldest blocks those without readers of which the tier has no copy, coldest first."""
         coldest = _first(self._policy.cold(), window)
         found = coldest[(self._readers[coldest] == 0) & (self._clean[coldest] & (1 << tier) == 0)]
-        return list(map(self._key_of.__getitem__, found.tolist()))
+        return self._keys_of(found)
 
     def dirty_among(self, keys: Iterable[OffloadKey], tier: int) -> list[OffloadKey]:
         """Those of these blocks that are ready and of which the tier has no copy, each once."""
         slots = self._ready_slots(dict.fromkeys(keys))
         found = slots[self._clean[slots] & (1 << tier) == 0]
-        return list(map(self._key_of.__getitem__, found.tolist()))
+        return self._keys_of(found)
 
     # ---- inside
+
+    def _keys_of(self, slots: Int32s) -> list[OffloadKey]:
+        keys: list[OffloadKey] = self._key_of[slots].tolist()
+        return keys
 
     def _ready_slots(self, keys: Iterable[OffloadKey]) -> Int32s:
         return np.array([slot for slot in map(self.ready.get, keys) if slot is not None], dtype=np.int32)
@@ -290,31 +283,28 @@ class BlockTable:
                 yield piece[[not self._is_held(slot) for slot in piece.tolist()]]
 
     def _evict(self, slots: Int32s) -> tuple[Sequence[OffloadKey], int]:
-        freed = slots.tolist()
-        keys = list(map(self._key_of.__getitem__, freed))
+        keys = self._keys_of(slots)
         deque(map(self.ready.__delitem__, keys), maxlen=0)
         self._policy.evict(keys, slots)
-        self._free.extend(freed)
+        self._free.extend(slots.tolist())
         self.evicted += len(keys)
         lost = int(np.count_nonzero(self._clean[slots] == 0)) if self._has_tiers else 0
         self.lost += lost
         return keys, lost
 
-    def _arrive(self, keys: Sequence[OffloadKey], slots: Int32s, which: npt.NDArray[np.bool_]) -> list[OffloadKey]:
-        if not which.all():
-            keys, slots = list(compress(keys, which)), slots[which]
-        deque(map(self.writing.__delitem__, keys), maxlen=0)
-        places = slots.tolist()
-        deque(map(self._key_of.__setitem__, places, keys), maxlen=0)
-        self.ready.update(zip(keys, places, strict=True))
+    def _arrive(self, keys: Sequence[OffloadKey], slots: Int32s) -> list[OffloadKey]:
+        self._end_writing(keys)
+        self._key_of[slots] = keys
+        self.ready.update(zip(keys, slots.tolist(), strict=True))
         self._clean[slots] = 0
         self._policy.insert(keys, slots)
         return list(keys)
 
-    def _fail(self, keys: Sequence[OffloadKey], slots: Int32s, which: npt.NDArray[np.bool_]) -> None:
-        if which.any():
-            deque(map(self.writing.__delitem__, compress(keys, which)), maxlen=0)
-            self._give_back(slots[which].tolist())
+    def _end_writing(self, keys: Sequence[OffloadKey]) -> None:
+        if len(keys) == len(self.writing):
+            self.writing.clear()
+        else:
+            deque(map(self.writing.__delitem__, keys), maxlen=0)
 
     def _bury(self, slots: Iterable[int]) -> int:
         """Let go of those of the slots that hold a doomed block; returns how many."""
@@ -341,22 +331,22 @@ class BlockTable:
         )
 
 
-def slots_in(state: dict[OffloadKey, int], keys: Sequence[OffloadKey]) -> Int32s:
-    """The slots of these keys, all of which are in this state.
+def slots_in(state: dict[OffloadKey, int], keys: Sequence[OffloadKey]) -> Int64s:
+    """The slots of these keys, all of which are in this state, in the type that numpy indexes by without converting.
 
     Raises:
         KeyError: a key is not.
     """
-    return np.fromiter(map(state.__getitem__, keys), dtype=np.int32, count=len(keys))
+    return np.fromiter(map(state.__getitem__, keys), dtype=np.int64, count=len(keys))
 
 
-def distinct(slots: Int32s) -> bool:
+def distinct(slots: Int64s) -> bool:
     """Whether no slot appears twice."""
     ordered = np.sort(slots)
-    return bool((ordered[1:] != ordered[:-1]).all())
+    return not np.count_nonzero(ordered[1:] == ordered[:-1])
 
 
-def _check_distinct(slots: Int32s) -> None:
+def _check_distinct(slots: Int64s) -> None:
     if not distinct(slots):
         raise InternalError(f"a slot appears twice in {slots.tolist()}: readers are counted once per call and slot")
 

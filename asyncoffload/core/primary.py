@@ -8,14 +8,16 @@ from itertools import compress
 
 import numpy as np
 
-from asyncoffload.core.block_table import BlockTable, Write, distinct, slots_in
+from asyncoffload.core.block_table import BlockTable, distinct, slots_in
+from asyncoffload.core.handed_out import HandedOut
 from asyncoffload.core.offers import OfferCounts
+from asyncoffload.core.write import Write
 from asyncoffload.errors import BlocksUnavailable, InvalidArgument
 from asyncoffload.keys import OffloadKey, checked_keys
-from asyncoffload.types import CPULoadStoreSpec, Int32s, OffloadingEvent, PrepareStoreOutput
+from asyncoffload.types import CPULoadStoreSpec, Int64s, OffloadingEvent, PrepareStoreOutput
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Pins:
     """Blocks that a reader holds.
 
@@ -25,7 +27,7 @@ class Pins:
     """
 
     keys: Sequence[OffloadKey]
-    slots: Sequence[int]
+    slots: Int64s
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +63,14 @@ class PrimaryStats:
     refused: int
 
 
-def slots_spec(slots: Sequence[int]) -> CPULoadStoreSpec:
+def slots_spec(slots: Sequence[int] | Int64s) -> CPULoadStoreSpec:
     """Point at slots that are read."""
-    return CPULoadStoreSpec(np.array(slots, dtype=np.int32))
+    return CPULoadStoreSpec(np.asarray(slots, dtype=np.int64))
 
 
 def write_spec(write: Write) -> CPULoadStoreSpec:
     """Point at slots that are written."""
-    return CPULoadStoreSpec(np.array(write.slots, dtype=np.int32), np.array(write.generations, dtype=np.int64))
+    return CPULoadStoreSpec(write.slot_array, write.generations)
 
 
 class Primary:
@@ -103,6 +105,8 @@ class Primary:
         self.recording = False
         self._block_size = block_size
         self._offers = OfferCounts(store_threshold, tracked_offers)
+        self._loads: HandedOut[Int64s] = HandedOut()
+        self._stores: HandedOut[Write] = HandedOut()
         self._paired_readers = np.zeros(table.n_slots, dtype=np.int32)
         self._paired_generation = np.zeros(table.n_slots, dtype=np.int64)
         self._events: list[OffloadingEvent] = []
@@ -141,21 +145,26 @@ class Primary:
             BlocksUnavailable: a block is not ready; nothing was pinned.
         """
         try:
-            slots = slots_in(self.table.ready, keys)
+            places = list(map(self.table.ready.__getitem__, keys))
         except (KeyError, TypeError):
             raise self.unavailable(checked_keys(keys)) from None
-        if not distinct(slots):
+        if len(set(places)) != len(places):
             checked_keys(keys)  # says which
+        slots = np.array(places, dtype=np.int64)
         self.table.pin_slots(slots)
-        self._paired_readers[slots] += 1
+        self._loads.add(keys, slots)
         return CPULoadStoreSpec(slots)
 
     def complete_load(self, keys: Sequence[OffloadKey]) -> None:
         """Unpin what :meth:`prepare_load` pinned, once per call of it."""
-        _, slots = self._holders(keys, self.table.ready)
-        mine = slots[self._paired_readers[slots] > 0]
-        self._paired_readers[mine] -= 1
-        self.table.unpin(mine)
+        slots = self._loads.take(keys)
+        if slots is None:
+            for whole, times in self._loads.break_up():
+                self._paired_readers[whole] += times
+            _, slots = self._holders(keys, self.table.ready)
+            slots = slots[self._paired_readers[slots] > 0]
+            self._paired_readers[slots] -= 1
+        self.table.unpin_slots(slots)
 
     def prepare_store(self, keys: Sequence[OffloadKey]) -> PrepareStoreOutput | None:
         """Hand out slots for those blocks that are absent and were offered often enough: for all or for none.
@@ -169,9 +178,8 @@ class Primary:
         write = self.begin_store(self.offer(keys), keep=keys)
         if write is None:
             return None
-        spec = write_spec(write)
-        self._paired_generation[spec.block_ids] = spec.generations
-        return PrepareStoreOutput(write.keys, spec, write.evicted)
+        self._stores.add(write.keys, write)
+        return PrepareStoreOutput(list(write.keys), write_spec(write), write.evicted)  # the caller may change its list
 
     def claim_store(self, keys: Sequence[OffloadKey], spec: CPULoadStoreSpec | None = None) -> Write:
         """Take over, for :meth:`finish_store`, those writes of these blocks that :meth:`prepare_store` handed out.
@@ -184,6 +192,10 @@ class Primary:
         Raises:
             InvalidArgument: the spec has not one slot per key; nothing was claimed.
         """
+        if spec is None and (write := self._stores.take(keys)) is not None:
+            return write
+        for whole, _ in self._stores.break_up():
+            self._paired_generation[whole.slot_array] = whole.generations
         held, slots = self._holders(keys, self.table.writing)
         generations = self._paired_generation[slots]
         mine = generations != 0
@@ -196,7 +208,7 @@ class Primary:
         if not mine.all():
             held, slots, generations = list(compress(held, mine)), slots[mine], generations[mine]
         self._paired_generation[slots] = 0
-        return Write(held, slots.tolist(), generations.tolist())
+        return Write(held, slots.astype(np.int32), generations)
 
     # ---- owned calls
 
@@ -208,11 +220,13 @@ class Primary:
         """
         keys = checked_keys(keys)
         secured = keys[: self.table.prefix(keys)]
-        return Pins(secured, self.table.pin(secured))
+        slots = slots_in(self.table.ready, secured)
+        self.table.pin_slots(slots)
+        return Pins(secured, slots)
 
     def finish_load(self, pins: Pins) -> None:
         """Unpin what :meth:`begin_load` pinned."""
-        self.table.unpin(pins.slots)
+        self.table.unpin_slots(pins.slots)
 
     def offer(self, keys: Sequence[OffloadKey]) -> Sequence[OffloadKey]:
         """Count an offer of those of these blocks that are absent; returns the keys without those offered too rarely.
@@ -285,7 +299,7 @@ class Primary:
             ready_prefix=prefix,
         )
 
-    def _holders(self, keys: Sequence[OffloadKey], state: dict[OffloadKey, int]) -> tuple[Sequence[OffloadKey], Int32s]:
+    def _holders(self, keys: Sequence[OffloadKey], state: dict[OffloadKey, int]) -> tuple[Sequence[OffloadKey], Int64s]:
         """Those of the keys that are in this state, or were when a reset doomed them, and their slots.
 
         Raises:
@@ -298,7 +312,7 @@ class Primary:
         if slots is None or not distinct(slots):
             doomed = self.table.doomed
             keys = [key for key in checked_keys(keys) if key in state or key in doomed]
-            slots = np.array([state[key] if key in state else doomed[key] for key in keys], dtype=np.int32)
+            slots = np.array([state[key] if key in state else doomed[key] for key in keys], dtype=np.int64)
         return keys, slots
 
     def _record(self, keys: Sequence[OffloadKey], *, removed: bool) -> None:

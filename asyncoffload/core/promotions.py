@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from asyncoffload.core.block_table import Write
 from asyncoffload.core.primary import Primary
 from asyncoffload.core.tickets import Fetch, FetchState
+from asyncoffload.core.write import Write
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types import Priority, Status
 

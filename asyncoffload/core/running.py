@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
-from asyncoffload.core.block_table import Write
 from asyncoffload.core.ops import Op, OpKind
 from asyncoffload.core.tickets import Fetch
+from asyncoffload.core.write import Write
 from asyncoffload.errors import InternalError
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types import Priority, Status

@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import ParamSpec, Protocol, TypeVar
 
 from asyncoffload.aio.mailbox import Mailbox
-from asyncoffload.core.block_table import BlockTable, Write
+from asyncoffload.core.block_table import BlockTable
 from asyncoffload.core.policies import LRU, EvictionPolicy
 from asyncoffload.core.primary import Primary, PrimaryStats, slots_spec, write_spec
+from asyncoffload.core.write import Write
 from asyncoffload.errors import CapacityError, ClosedError, InternalError, OffloadError, WrongLoopError
 from asyncoffload.keys import OffloadKey, checked_keys
 from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY, OffloadingManager

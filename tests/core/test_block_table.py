@@ -7,8 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from asyncoffload.core.block_table import BlockTable, Write
+from asyncoffload.core.block_table import BlockTable
 from asyncoffload.core.policies import ARC, LRU, EvictionPolicy
+from asyncoffload.core.write import Write
 from asyncoffload.errors import InternalError, InvalidArgument
 from asyncoffload.keys import OffloadKey
 
@@ -109,6 +110,15 @@ def test_a_block_is_pinned_once_per_call() -> None:
     assert table.pinned == 0
 
 
+def test_a_block_is_unpinned_once_per_call() -> None:
+    table = BlockTable(2, LRU())
+    put(table, 1)
+    (slot,), _ = table.pin(blocks(1)), table.pin(blocks(1))
+    with pytest.raises(InternalError, match="appears twice"):
+        table.unpin([slot, slot])
+    assert table.pinned == 1
+
+
 def test_a_write_is_all_or_nothing() -> None:
     table = BlockTable(3, LRU())
     put(table, 1, 2)
@@ -139,7 +149,7 @@ def test_present_blocks_are_filtered() -> None:
     put(table, 1)
     begin(table, 2)
     assert begin(table, 1, 2, 3).keys == blocks(3)
-    assert begin(table, 1, 2, 3) == Write([], [], [])
+    assert begin(table, 1, 2, 3).keys == []
 
 
 @pytest.mark.parametrize(
@@ -190,7 +200,7 @@ def test_a_reset_frees_the_idle_and_dooms_the_held() -> None:
     assert table.reset() == blocks(1, 2)
     assert set(table.doomed) == set(blocks(1, 3))
     assert table.free == 1
-    assert begin(table, 1, 3) == Write([], [], []), "a doomed block is not storable"
+    assert begin(table, 1, 3).keys == [], "a doomed block is not storable"
     table.unpin(slots)
     assert table.end_write(write) == []
     assert table.doomed == {}

@@ -7,12 +7,13 @@ from collections import Counter
 
 import pytest
 
-from asyncoffload.core.block_table import BlockTable, Write
+from asyncoffload.core.block_table import BlockTable
 from asyncoffload.core.ops import Op, OpKind
 from asyncoffload.core.policies import LRU
 from asyncoffload.core.primary import Primary
 from asyncoffload.core.tickets import NO_SLOT, FetchState, Mode, Ticket
 from asyncoffload.core.tiering import TieringPlanner
+from asyncoffload.core.write import Write
 from asyncoffload.keys import OffloadKey, make_key
 from asyncoffload.types import Priority, Status
 

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncoffload.core.block_table import Write
+from asyncoffload.core.write import Write
 from asyncoffload.errors import BlocksUnavailable, CapacityError, LeaseClosedError, TierUnavailable
 from asyncoffload.memory.region import SlotHold
 from asyncoffload.types import CPULoadStoreSpec, RequestContext
