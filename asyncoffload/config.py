@@ -30,7 +30,9 @@ PositiveSize = Annotated[ByteSize, Field(gt=0)]
 TierName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """Base of all settings: what is wrong with a value is said in words, as a :class:`ConfigError`."""
+
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     def __init__(self, **values: Any) -> None:
@@ -52,7 +54,7 @@ class _Settings(BaseModel):
         return cls(**mapping)
 
 
-class FileSystemTierSettings(_Settings):
+class FileSystemTierSettings(Settings):
     """Blocks as files below a directory."""
 
     type: Literal["fs"] = Field("fs", description="Says that this tier keeps blocks as files.")
@@ -82,7 +84,7 @@ class FileSystemTierSettings(_Settings):
     )
 
 
-class MemoryTierSettings(_Settings):
+class MemoryTierSettings(Settings):
     """Blocks as bytes in this process: the tier to read first and to try things with."""
 
     type: Literal["memory"] = Field("memory", description="Says that this tier keeps blocks in memory.")
@@ -92,7 +94,7 @@ class MemoryTierSettings(_Settings):
 TierSettings = Annotated[FileSystemTierSettings | MemoryTierSettings, Field(discriminator="type")]
 
 
-class OffloaderSettings(_Settings):
+class OffloaderSettings(Settings):
     """Everything an ``Offloader`` needs to know besides the KV-cache tensors themselves."""
 
     host_bytes: PositiveSize = Field(
@@ -163,7 +165,7 @@ class OffloaderSettings(_Settings):
         return self
 
 
-def _explain(error: ValidationError, settings: type[_Settings]) -> str:
+def _explain(error: ValidationError, settings: type[Settings]) -> str:
     """Every mistake of one validation, each with its place, its value and the remedy."""
     mistakes: dict[str, list[str]] = {}
     for details in error.errors(include_url=False):
@@ -190,7 +192,7 @@ def _explain(error: ValidationError, settings: type[_Settings]) -> str:
     return "\n".join(text + ", or ".join(alternatives) for text, alternatives in mistakes.items())
 
 
-def _unknown(key: str, settings: type[_Settings]) -> str:
+def _unknown(key: str, settings: type[Settings]) -> str:
     known = sorted(settings.model_fields)
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"

@@ -59,6 +59,7 @@ class DualQueueThreadPool:
         n_read_threads: workers that take loads first and stores otherwise.
         n_write_threads: workers that take stores first and loads otherwise.
         max_queued_bytes: bound on the bytes queued in each direction; None for no bound.
+        bound_loads: whether the bound holds for loads as well as for stores.
         max_storing_bytes: bytes of blocks that are being written at the same time, a quarter of that while loads come;
             one block always may.
         patience: seconds per priority.
@@ -73,6 +74,7 @@ class DualQueueThreadPool:
         n_write_threads: int = 16,
         *,
         max_queued_bytes: int | None = 1 << 30,
+        bound_loads: bool = True,
         max_storing_bytes: int = 32 << 20,
         patience: Mapping[Priority, float] = PATIENCE,
         load_slices: SliceBounds = LOAD_SLICES,
@@ -89,7 +91,7 @@ class DualQueueThreadPool:
         self._n_workers = n_read_threads + n_write_threads
         self._patience = dict(patience)
         self._clock = clock
-        self._loads = Lane(max_queued_bytes, load_slices)
+        self._loads = Lane(max_queued_bytes if bound_loads else None, load_slices)
         self._stores = Lane(max_queued_bytes, store_slices)
         self._dispatcher = Dispatcher(
             self._loads,

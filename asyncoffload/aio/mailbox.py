@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -42,8 +41,13 @@ class Mailbox(Generic[T]):
         # Two threads may both find it unarmed; the second wake-up then finds nothing, which does no harm.
         if not self._armed:
             self._armed = True
-            with suppress(RuntimeError):  # the loop is closed: nobody is left to deliver to
+            try:
                 self._loop.call_soon_threadsafe(self._empty)
+            except RuntimeError:
+                pass  # the loop is closed: nobody is left to deliver to
+            except BaseException:  # KeyboardInterrupt may come at any moment; a box that stays armed would be dead
+                self._loop.call_soon_threadsafe(self._empty)
+                raise
 
     def close(self) -> None:
         """Drop what has not been delivered, and everything posted later. Idempotent; the loop's thread."""

@@ -70,10 +70,9 @@ class Cascades:
         """Offer what was shed to tiers with room, and the cold tail if enough slots were taken since its last walk."""
         if self._closed:
             return
-        pressure = self._pressure
-        walk_due = self._table.free < self._window and pressure - self._last_walk >= max(1, self._window // 2)
+        walk_due = self._walk_due
         if walk_due:
-            self._last_walk = pressure
+            self._last_walk = self._pressure
         for tier, outlet in enumerate(self._outlets):
             outlet.walk_due = outlet.walk_due or walk_due
             while self._can_offer_again(outlet) and (room := self._room(outlet)):
@@ -90,6 +89,10 @@ class Cascades:
     def _pressure(self) -> int:
         """Grows with every slot that is taken."""
         return self._table.evicted - self._table.free
+
+    @property
+    def _walk_due(self) -> bool:
+        return self._table.free < self._window and self._pressure - self._last_walk >= max(1, self._window // 2)
 
     def _room(self, outlet: _Outlet) -> int:
         return 0 if self._closed else max(0, self._limit - len(outlet.in_flight))
@@ -142,6 +145,15 @@ class Cascades:
     def close(self) -> None:
         """Take no more offers."""
         self._closed = True
+
+    @property
+    def startable(self) -> bool:
+        """Whether something waits to be handed out, or to be offered again."""
+        if self._closed or not self._outlets:
+            return False
+        return self._walk_due or any(
+            outlet.waiting or outlet.walk_due or self._can_offer_again(outlet) for outlet in self._outlets
+        )
 
     @property
     def idle(self) -> bool:

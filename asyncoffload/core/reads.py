@@ -10,9 +10,13 @@ from asyncoffload.core.ops import Hurry
 from asyncoffload.core.probes import Probes
 from asyncoffload.core.promotions import Promotions
 from asyncoffload.core.running import RunningOp
+from asyncoffload.core.searches import MAX_LANDINGS, Search, is_needed
 from asyncoffload.core.tickets import NO_SLOT, PRIMARY, Fetch, FetchState, Mode, Ticket, TicketBook, by_ticket
 from asyncoffload.keys import OffloadKey
-from asyncoffload.types import Priority, Status
+from asyncoffload.types import LookupResult, Priority, Status
+
+_HIT, _MISS, _RETRY, _HIT_PENDING = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY, LookupResult.HIT_PENDING
+_PROBING, _MISSED = FetchState.PROBING, FetchState.MISSED
 
 
 class Reads:
@@ -27,12 +31,16 @@ class Reads:
         book: the open tickets and what they wait for.
         hurries: advice for running ops.
         shut: whether whoever wants a block that is not ready ends at once.
+        landed: blocks that became ready for a search, since somebody last looked.
+        stalled: nothing gets a slot, since all of them are kept for searches.
     """
 
     def __init__(self, table: BlockTable, probes: Probes, promotions: Promotions) -> None:
         self.book = TicketBook()
         self.hurries: list[Hurry] = []
         self.shut = False
+        self.landed: list[OffloadKey] = []
+        self.stalled = False
         self._table = table
         self._probes = probes
         self._promotions = promotions
@@ -65,12 +73,105 @@ class Reads:
 
     def expire(self, ticket: Ticket, cause: Status = Status.TIMED_OUT) -> None:
         """End a ticket's prefix where it stands; what it has stays pinned until it is closed."""
-        if not ticket.done:
+        if isinstance(ticket, Search):
+            ticket.over = True
+            self._let_go(ticket)
+        elif not ticket.done:
             self._cut(ticket, ticket.pos, cause)
 
     def close(self, ticket: Ticket) -> None:
         """Unpin what the ticket holds and stop wanting the rest; idempotent."""
+        if isinstance(ticket, Search):
+            self._let_go(ticket)
         self._undo(*self.book.close(ticket))
+
+    # --- asked key by key ---
+
+    def search(self, priority: Priority, tiers: int, deadline: float | None) -> Search:
+        """Open a search that wants nothing yet."""
+        search = Search(priority, tiers, deadline)
+        self.book.open[search] = None
+        return search
+
+    def seek(self, search: Search, key: OffloadKey) -> LookupResult:
+        """Where a key stands that is asked for; what is not under way is set going."""
+        if key in self._table.ready:
+            return _HIT
+        fetch = search.wanted.get(key)
+        if fetch is None:
+            fetch = self._set_going(search, key)
+            if fetch is None:
+                return _MISS
+        elif fetch.state is _MISSED:
+            if key in self.book.fetches:
+                return _MISS
+            search.drop(key)  # a store of the key has completed since
+            return self.seek(search, key)
+        elif search.parked and fetch in search.parked:
+            search.enlist(fetch)
+            self._share(search, 0, fetch)
+            self._advance(search)
+        elif self.stalled and fetch.state is FetchState.QUEUED:
+            self._lose_patience(fetch)
+        state = fetch.state
+        if state is _PROBING:
+            return _RETRY
+        return _MISS if state is _MISSED else _HIT_PENDING
+
+    def forgive(self, search: Search, key: OffloadKey) -> None:
+        """Forget that a search missed a key."""
+        search.landings.pop(key, None)
+        fetch = search.wanted.get(key)
+        if fetch is not None and fetch.state is _MISSED:
+            search.drop(key)
+            self._undo((), [] if fetch.waiters else [fetch])
+
+    def relieve(self) -> bool:
+        """Nobody will give a slot back: whoever holds some and waits for more goes on with what he has.
+
+        Returns:
+            Whether somebody did. Otherwise the slots are kept for searches: what they ask for in vain becomes a miss
+            after a while, since a caller who has found all it wants will use it first, and go.
+        """
+        if self.book.slots_of_waiters():
+            self.expire(self.book.youngest_holder(), Status.SHED)
+            return True
+        self.stalled = True
+        return False
+
+    def _set_going(self, search: Search, key: OffloadKey) -> Fetch | None:
+        if self.shut or search.over or search.landings.get(key, 0) >= MAX_LANDINGS:
+            return None
+        fetches = self.book.fetches
+        fetch = fetches.get(key)
+        if fetch is None or (fetch.state is _MISSED and search.tiers & ~fetch.refused):
+            fetch = fetches[key] = search.begin(key, 0 if fetch is None else fetch.refused)
+            tiers = search.tiers & ~fetch.refused
+            if not tiers or key in self._table.doomed:
+                self._miss(fetch)
+            elif key in self._table.writing:
+                fetch.state = FetchState.STORING
+            else:
+                self._probes.seek(fetch, tiers)
+        else:
+            search.enlist(fetch)
+            if fetch.state is not _MISSED:
+                self._share(search, 0, fetch)
+        if not search.blocked:
+            self._advance(search)
+        return fetch
+
+    def _lose_patience(self, fetch: Fetch) -> None:
+        fetch.patience -= 1
+        if not fetch.patience:
+            fetch.cause = Status.SHED
+            self._miss(fetch)
+
+    def _let_go(self, search: Search) -> None:
+        left = [search.drop(key) for key in list(search.wanted)]
+        self._undo((), [fetch for fetch in left if not is_needed(fetch)])
+
+    # --- prefixes ---
 
     def _want(self, ticket: Ticket, missing: Sequence[int]) -> None:
         """Find out where keys may come from, or join those who have."""
@@ -112,18 +213,20 @@ class Reads:
         self._undo(*self.book.cut(ticket, at, cause))
         self._advance(ticket)
 
-    def _undo(self, slots: list[int], orphans: Iterable[Fetch]) -> None:
+    def _undo(self, slots: Sequence[int], idle: Iterable[Fetch]) -> None:
         if slots:
             self._table.unpin(slots)
-        for fetch in orphans:
+        for fetch in idle:
             if fetch.state is FetchState.PROMOTING and fetch.op is not None:
                 fetch.op.unwanted.add(fetch.key)
                 fetch.dropped = True
-            else:
+            elif not fetch.waiters:
                 self.book.forget(fetch)
+            elif fetch.state is FetchState.QUEUED:
+                fetch.state = FetchState.FOUND
 
     def _advance(self, ticket: Ticket) -> None:
-        self._promotions.push(self.book.advance(ticket))
+        self._promotions.push(ticket.advance() if isinstance(ticket, Search) else self.book.advance(ticket))
 
     # --- where a block may come from ---
 
@@ -157,7 +260,9 @@ class Reads:
                 self.book.forget(fetch)
             elif status is Status.DONE or (status is Status.CANCELLED and fetch.dropped):
                 fetch.dropped = False
-                self._promotions.push([fetch])
+                fetch.state = FetchState.FOUND
+                if is_needed(fetch):
+                    self._promotions.push([fetch])
             else:
                 self._probes.refuse(fetch, op.tier, status)
                 self._seek(fetch)
@@ -172,7 +277,12 @@ class Reads:
             return
         if len(fetch.waiters) > 1:
             for ticket, index in list(fetch.waiters.items()):
-                if not ticket.tiers & ~fetch.refused:
+                if ticket.tiers & ~fetch.refused:
+                    continue
+                if isinstance(ticket, Search):
+                    self._undo((), ticket.park_behind(ticket.rule_out(fetch, fetch.cause)))
+                    self._advance(ticket)
+                else:
                     self._cut(ticket, index, fetch.cause)
         self._probes.seek(fetch, tiers)
 
@@ -189,11 +299,20 @@ class Reads:
     def _miss(self, fetch: Fetch) -> None:
         fetch.state = FetchState.MISSED
         for ticket, index in list(fetch.waiters.items()):
-            self._cut(ticket, index, fetch.cause)
+            if isinstance(ticket, Search):
+                self._undo((), ticket.park_behind(index))
+                self._advance(ticket)
+            else:
+                self._cut(ticket, index, fetch.cause)
 
     def _land(self, fetches: Sequence[Fetch]) -> None:
         """Give blocks that became ready to everybody who waits for them."""
         for ticket, mine in by_ticket(fetches).items():
+            if isinstance(ticket, Search):
+                for fetch in mine:
+                    ticket.land(fetch.key)
+                    self.landed.append(fetch.key)
+                continue
             hold = ticket.mode is Mode.HOLD
             slots = self._table.pin([fetch.key for fetch in mine]) if hold else repeat(NO_SLOT)
             self.book.land(ticket, mine, slots)

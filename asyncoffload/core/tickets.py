@@ -16,6 +16,9 @@ from asyncoffload.types import Priority, Status
 NO_SLOT = -1
 PRIMARY = -1
 
+STANDSTILL_PATIENCE = 8
+"""How often a key is asked for, with no slot to be had for it, until it counts as a miss."""
+
 
 class Mode(Enum):
     """What a ticket asks for."""
@@ -50,10 +53,11 @@ class Fetch:
         op: the op that was last started for it.
         priority: that of the most urgent ticket that ever waited for it.
         dropped: the running promotion was told that nobody wants the key, so it may come back cancelled.
+        patience: how often it may still be asked for while nobody will give a slot back for it.
         waiters: the tickets that want the key, and its index in each.
     """
 
-    __slots__ = ("cause", "dropped", "key", "op", "priority", "refused", "state", "tier", "waiters")
+    __slots__ = ("cause", "dropped", "key", "op", "patience", "priority", "refused", "state", "tier", "waiters")
 
     def __init__(self, key: OffloadKey, ticket: Ticket, index: int, refused: int = 0) -> None:
         self.key = key
@@ -64,6 +68,7 @@ class Fetch:
         self.op: Op | None = None
         self.priority = ticket.priority
         self.dropped = False
+        self.patience = STANDSTILL_PATIENCE
         self.waiters = {ticket: index}
 
     @property

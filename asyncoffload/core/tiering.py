@@ -8,7 +8,7 @@ gets exactly one :meth:`TieringPlanner.settle` for each, and names the tickets t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 from asyncoffload.core.cascades import Cascades
@@ -18,9 +18,10 @@ from asyncoffload.core.probes import Hint, Probes
 from asyncoffload.core.promotions import Promotions
 from asyncoffload.core.reads import Reads
 from asyncoffload.core.running import RunningOp, RunningOps
+from asyncoffload.core.searches import Search
 from asyncoffload.core.tickets import Mode, Ticket
 from asyncoffload.keys import OffloadKey
-from asyncoffload.types import Priority, Status
+from asyncoffload.types import LookupResult, Priority, Status
 
 MAX_OP_BLOCKS = 128
 """Blocks of one op: settling more of them at once would keep an event loop waiting."""
@@ -37,6 +38,7 @@ class TieringPlanner:
         promotion_blocks: how many blocks may be under promotion at a time.
         cascade_blocks: how many blocks may be on their way to each tier at a time.
         clean_window: how many of the coldest blocks are kept written ahead of their eviction.
+        kept: the slots that the conductor keeps pinned for callers who search, and will not give up for another one.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class TieringPlanner:
         promotion_blocks: int,
         cascade_blocks: int,
         clean_window: int = MAX_OP_BLOCKS,
+        kept: Callable[[], set[int]] = set,
     ) -> None:
         self._primary = primary
         self._table = primary.table
@@ -54,6 +57,7 @@ class TieringPlanner:
         self._probes = Probes(hints)
         self._promotions = Promotions(primary, promotion_blocks)
         self._cascades = Cascades(self._table, len(hints), limit=cascade_blocks, window=clean_window)
+        self._kept = kept
         self._running = RunningOps()
         self._reads = Reads(self._table, self._probes, self._promotions)
         self.promoted = [0] * len(hints)
@@ -86,6 +90,33 @@ class TieringPlanner:
     def close(self, ticket: Ticket) -> None:
         """Unpin what the ticket holds and stop wanting the rest; idempotent."""
         self._reads.close(ticket)
+
+    # --- searches ---
+
+    def search(
+        self, priority: Priority = Priority.DEMAND, *, tiers: int = EVERY_TIER, deadline: float | None = None
+    ) -> Search:
+        """Open a growing ticket that pins nothing; close it always, whatever happens."""
+        return self._reads.search(priority, tiers & self._every_tier, deadline)
+
+    def seek(self, search: Search, key: OffloadKey) -> LookupResult:
+        """Ask for one key, and set going what it takes to make it ready; asked again and again, it never waits.
+
+        Returns:
+            ``HIT``: it is ready, and nothing keeps it so. ``RETRY``: a tier is being asked. ``HIT_PENDING``: it was
+            found and waits for its promotion, or is being written. ``MISS``: no tier could give it, or its promotions
+            did not last; that stays so until the ticket is closed or a store of the key completes.
+        """
+        return self._reads.seek(search, key)
+
+    def forgive(self, search: Search, key: OffloadKey) -> None:
+        """Forget that a search missed a key: the next :meth:`seek` asks the tiers again."""
+        self._reads.forgive(search, key)
+
+    def take_landed(self) -> list[OffloadKey]:
+        """The blocks that became ready for a search since the last call; nothing keeps them so."""
+        landed, self._reads.landed = self._reads.landed, []
+        return landed
 
     # --- stores from the device ---
 
@@ -121,14 +152,13 @@ class TieringPlanner:
             yield self._running.fetch(OpKind.PROBE, tier, wanted)
 
     def _take_promotions(self) -> Iterator[Op]:
+        self._reads.stalled = False
         while self._promotions.head is not None:
             begun = self._promotions.begin()
             if begun is not None:
                 fetches, write = begun
                 yield self._running.fetch(OpKind.PROMOTE, fetches[0].tier, fetches, write)
-            elif not self._table.available and self._at_standstill():
-                self._reads.expire(self._reads.book.youngest_holder(), Status.SHED)
-            else:
+            elif self._table.available or not self._at_standstill() or not self._reads.relieve():
                 return
 
     def _take_cascades(self) -> Iterator[Op]:
@@ -141,7 +171,7 @@ class TieringPlanner:
         table = self._table
         if self._running or table.writing or table.quarantined:
             return False  # somebody will
-        return table.pinned + len(table.doomed) == len(self._reads.book.slots_of_waiters())
+        return table.pinned + len(table.doomed) == len(self._reads.book.slots_of_waiters() | self._kept())
 
     def settle(self, op_id: int, statuses: Sequence[Status]) -> None:
         """An op has ended: one status per key, in the op's order.
@@ -195,9 +225,24 @@ class TieringPlanner:
                 op.unwanted.update(op.keys)
 
     @property
+    def wants_slots(self) -> bool:
+        """Whether a block that was found waits for its promotion to begin."""
+        return self._promotions.head is not None
+
+    @property
+    def startable(self) -> bool:
+        """Whether :meth:`take` may have something to start, as far as that can be told without trying."""
+        return bool(self._reads.hurries or self._probes) or self.wants_slots or self._cascades.startable
+
+    @property
     def settled(self) -> bool:
         """Whether no cascade is in flight, nor will be without further stores."""
         return self._cascades.idle
+
+    @property
+    def in_flight(self) -> list[Op]:
+        """The ops that were taken and have not been settled."""
+        return list(self._running)
 
     @property
     def idle(self) -> bool:

@@ -35,13 +35,14 @@ class Copy:
         ended_at: seconds of the engine's clock, once ended.
     """
 
-    def __init__(self, position: int, pieces: Sequence[CopyBatch], keep_alive: object = None) -> None:
+    def __init__(self, position: int, make_batch: Callable[[], CopyBatch] | None, keep_alive: object = None) -> None:
         self.position = position
         self.ended = False
         self.error: TransferError | None = None
         self.ended_at = 0.0
         self._waiting_for: tuple[tuple[CPUStream, int], ...] = ()
-        self._pieces = pieces
+        self._make_batch = make_batch
+        self._pieces: Sequence[CopyBatch] | None = None  # until a thread has planned them
         self._keep_alive = keep_alive
         self._given_out = 0
         self._copied = 0
@@ -50,15 +51,15 @@ class Copy:
 
     @property
     def complete(self) -> bool:
-        return self.ended and self._copied == len(self._pieces)
+        return self.ended and self._pieces is not None and self._copied == len(self._pieces)
 
     @property
     def started(self) -> bool:
-        """Whether any part of it was given to a thread."""
+        """Whether a thread was given any part of it to copy."""
         return self._given_out > 0
 
     def __repr__(self) -> str:
-        state = "ended" if self.ended else f"{self._copied} of {len(self._pieces)} pieces"
+        state = "ended" if self.ended else f"{self._copied} of {len(self._pieces or ()) or '?'} pieces"
         return f"Copy({self.position}, {state}{f', {self.error}' if self.error else ''})"
 
 
@@ -69,7 +70,7 @@ class CPUStream:
         self.name = name
         self._engine = engine
         self._queue: deque[Copy] = deque()
-        self._last = Copy(0, ())
+        self._last = Copy(0, None)
         self._last.ended = True
         self._waits: list[tuple[CPUStream, int]] = []
 
@@ -78,11 +79,12 @@ class CPUStream:
         """The number of the last copy submitted."""
         return self._last.position
 
-    def copy(self, batch: CopyBatch, *, keep_alive: object) -> Copy:
+    def copy(self, batch: CopyBatch | Callable[[], CopyBatch], *, keep_alive: object) -> Copy:
         """Queue a batch.
 
         Args:
-            batch: what to copy. Nobody else may write the memory involved until the copy has ended.
+            batch: what to copy. Nobody else may write the memory involved until the copy has ended. Or a function
+                that tells: a thread of the engine calls it, and the caller is spared some tens of microseconds.
             keep_alive: owns that memory; referenced until the copy has ended.
 
         Raises:
@@ -113,7 +115,7 @@ class CPUStream:
         if not self._queue:
             return None
         head = self._queue[0]
-        if head._given_out == len(head._pieces) or head._stopped:
+        if head._stopped or (head._running > 0 if head._pieces is None else head._given_out == len(head._pieces)):
             return None
         return head if all(stream._has_passed(position) for stream, position in head._waiting_for) else None
 
@@ -195,6 +197,8 @@ class CPUCopyEngine:
         self._ends = threading.Condition(self._lock)
         self._streams: deque[CPUStream] = deque()
         self._threads: list[threading.Thread] = []
+        self._idle = 0  # threads that wait for work, or were woken a moment ago
+        self._waking = False  # one of them was woken for new work, and has not looked yet
         self._closed = False
 
     def stream(self, name: str) -> CPUStream:
@@ -224,22 +228,31 @@ class CPUCopyEngine:
         state = "closed" if self._closed else f"{len(self._threads)} threads"
         return f"CPUCopyEngine({state}, {list(self._streams)})"
 
-    def _submit(self, stream: CPUStream, batch: CopyBatch, keep_alive: object) -> Copy:
-        share = max(-(-batch.total_bytes // self._n_threads), SHARED_PIECE_BYTES)
-        piece_bytes = min(share, self._piece_bytes)
-        pieces = coalesce(batch, piece_bytes=piece_bytes, piece_copies=MAX_COPIES_PER_CALL) or (batch,)
+    def _submit(self, stream: CPUStream, batch: CopyBatch | Callable[[], CopyBatch], keep_alive: object) -> Copy:
         with self._lock:
             if self._closed:
                 raise ClosedError("the copy engine was closed")
-            copy = Copy(stream.position + 1, pieces, keep_alive)
-            copy._waiting_for = tuple(stream._waits)
-            stream._waits.clear()
+            make_batch = (lambda: batch) if isinstance(batch, CopyBatch) else batch
+            copy = Copy(stream._last.position + 1, make_batch, keep_alive)
+            if stream._waits:
+                copy._waiting_for = tuple(stream._waits)
+                stream._waits.clear()
             stream._queue.append(copy)
             stream._last = copy
             if len(self._threads) < self._n_threads:
                 self._start_threads()
-            self._work.notify()
+            if self._idle and not self._waking:
+                # One is enough for many copies: it wakes the next. A wake-up costs more than all else in this call.
+                self._waking = True
+                self._work.notify()
         return copy
+
+    def _plan(self, make_batch: Callable[[], CopyBatch]) -> Sequence[CopyBatch]:
+        """Cut a batch into pieces."""
+        batch = make_batch()
+        share = max(-(-batch.total_bytes // self._n_threads), SHARED_PIECE_BYTES)
+        piece_bytes = min(share, self._piece_bytes)
+        return coalesce(batch, piece_bytes=piece_bytes, piece_copies=MAX_COPIES_PER_CALL) or (batch,)
 
     def _start_threads(self) -> None:
         for index in range(len(self._threads), self._n_threads):
@@ -268,41 +281,69 @@ class CPUCopyEngine:
         stream._queue.remove(copy)
         copy.ended_at = self._clock()
         copy.ended = True
-        copy._keep_alive = None
+        copy._keep_alive = copy._make_batch = None
         self._ends.notify_all()
         self._work.notify()
 
     def _serve(self) -> None:
-        while (turn := self._next_turn()) is not None:
-            stream, copy, piece = turn
-            error: TransferError | None = None
-            try:
-                self._batch_copy(piece)
-            except Exception as cause:
-                # Whatever went wrong belongs to this copy alone: the thread serves the next one.
-                error = TransferError(f"a copy of {piece.total_bytes} bytes failed: {cause}")
-                error.__cause__ = cause
-            self._piece_ended(stream, copy, error)
+        while self._serve_one():
+            pass  # and between two turns this thread keeps nobody's memory alive
 
-    def _next_turn(self) -> tuple[CPUStream, Copy, CopyBatch] | None:
+    def _serve_one(self) -> bool:
+        turn = self._next_turn()
+        if turn is None:
+            return False
+        stream, copy, piece = turn
+        what, error = "a copy", None
+        try:
+            if isinstance(piece, CopyBatch):
+                what = f"a copy of {piece.total_bytes} bytes"
+                self._batch_copy(piece)
+            else:
+                self._planned(stream, copy, self._plan(piece))
+                return True
+        except Exception as cause:
+            # Whatever went wrong belongs to this copy alone: the thread serves the next one.
+            error = TransferError(f"{what} failed: {cause}")
+            error.__cause__ = cause
+        self._piece_ended(stream, copy, error)
+        return True
+
+    def _next_turn(self) -> tuple[CPUStream, Copy, CopyBatch | Callable[[], CopyBatch]] | None:
+        """The next piece to copy, or the next batch to cut into pieces."""
         with self._lock:
             while True:
                 for stream in self._streams:
                     copy = stream._head()
                     if copy is not None:
-                        # The stream goes to the back, so that every stream gets its share of the threads.
-                        self._streams.remove(stream)
-                        self._streams.append(stream)
-                        piece = copy._pieces[copy._given_out]
-                        copy._given_out += 1
                         copy._running += 1
+                        piece: CopyBatch | Callable[[], CopyBatch]
+                        if copy._pieces is None:
+                            assert copy._make_batch is not None
+                            piece = copy._make_batch
+                        else:
+                            # The stream goes to the back, so that every stream gets its share of the threads.
+                            self._streams.remove(stream)
+                            self._streams.append(stream)
+                            piece = copy._pieces[copy._given_out]
+                            copy._given_out += 1
                         # Whoever takes a piece wakes one more thread if there is another piece: never a crowd.
-                        if any(other._head() for other in self._streams):
+                        if self._idle and any(other._head() for other in self._streams):
                             self._work.notify()
                         return stream, copy, piece
                 if self._closed:
                     return None
+                self._idle += 1
                 self._work.wait()
+                self._idle -= 1
+                self._waking = False
+
+    def _planned(self, stream: CPUStream, copy: Copy, pieces: Sequence[CopyBatch]) -> None:
+        with self._lock:
+            copy._running -= 1
+            copy._pieces = pieces
+            if copy._stopped and not copy.ended:
+                self._end(stream, copy)
 
     def _piece_ended(self, stream: CPUStream, copy: Copy, error: TransferError | None) -> None:
         with self._lock:
@@ -312,5 +353,7 @@ class CPUCopyEngine:
             else:
                 copy.error = copy.error or error
                 copy._stopped = True
-            if not copy._running and (copy._stopped or copy._given_out == len(copy._pieces)):
+            if copy.ended or copy._running:
+                return
+            if copy._stopped or (copy._pieces is not None and copy._given_out == len(copy._pieces)):
                 self._end(stream, copy)

@@ -163,6 +163,10 @@ class CPUOffloadingManager(OffloadingManager):
             subscription.close()
         return subscription
 
+    def ready(self, keys: Sequence[OffloadKey]) -> int:
+        """How many of the leading blocks can be read from the primary now: plain, and advice; any thread."""
+        return self._primary.table.prefix(keys)
+
     def absent(self, keys: Sequence[OffloadKey]) -> list[OffloadKey]:
         """Those of these blocks that a store would write if there were room: plain, and advice like ``lookup``."""
         return self._plan(self._primary.table.absent, keys)

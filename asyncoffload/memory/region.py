@@ -30,6 +30,8 @@ _mapped_for_good: Final[list[mmap.mmap]] = []
 class SlotHold:
     """One holder of some slots: entering takes them, leaving lets go. May be left on another thread; not reusable."""
 
+    __slots__ = ("_entered", "_region", "_slots")
+
     def __init__(self, region: HostRegion, slots: list[int]) -> None:
         self._region = region
         self._slots = slots
@@ -51,25 +53,28 @@ class SlotHold:
 
 
 class HostRegion:
-    """Page-aligned, zeroed, private host memory of ``n_slots`` slots of ``slot_bytes`` bytes.
+    """Page-aligned host memory of ``n_slots`` slots of ``slot_bytes`` bytes.
 
     Holding, asking and letting go may happen on any thread. Memory that was never written costs address space only.
 
     Args:
         n_slots: number of slots, at least 1.
         slot_bytes: bytes of one slot, at least 1.
+        memory: where the slots lie, from its first byte on; by default zeroed memory that is private to this process.
 
     Raises:
-        InvalidArgument: a size is not positive.
+        InvalidArgument: a size is not positive, or the slots do not fit into ``memory``.
         CapacityError: the memory cannot be had.
     """
 
-    def __init__(self, n_slots: int, slot_bytes: int) -> None:
+    def __init__(self, n_slots: int, slot_bytes: int, memory: mmap.mmap | None = None) -> None:
         if n_slots <= 0 or slot_bytes <= 0:
             raise InvalidArgument(f"a region needs at least one slot of one byte, got {n_slots} x {slot_bytes} bytes")
+        if memory is not None and len(memory) < n_slots * slot_bytes:
+            raise InvalidArgument(f"{n_slots} slots x {slot_bytes} bytes do not fit into {len(memory)} bytes of memory")
         self.n_slots = n_slots
         self.slot_bytes = slot_bytes
-        self._memory: mmap.mmap | None = _anonymous(n_slots * slot_bytes)
+        self._memory: mmap.mmap | None = memory if memory is not None else _anonymous(n_slots * slot_bytes)
         self._lock = threading.Lock()
         # Plain lists, not arrays: an array operation on so few elements may give up the interpreter lock in its middle,
         # and a loop that shares the machine with copying threads then waits for milliseconds to get it back.
@@ -90,7 +95,7 @@ class HostRegion:
         Raises:
             ClosedError: the region was closed.
         """
-        return memoryview(self._open_memory()).cast("B", (self.n_slots, self.slot_bytes))
+        return memoryview(self._open_memory())[: self.nbytes].cast("B", (self.n_slots, self.slot_bytes))
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -122,10 +127,14 @@ class HostRegion:
             ClosedError: on entering, when the region was closed.
         """
         wanted = list(set(slots.tolist() if isinstance(slots, np.ndarray) else slots))
-        wrong = next((slot for slot in wanted if not 0 <= slot < self.n_slots), None)
-        if wrong is not None:
+        if wanted and (min(wanted) < 0 or max(wanted) >= self.n_slots):
+            wrong = min(wanted) if min(wanted) < 0 else max(wanted)
             raise InvalidArgument(f"slot {wrong} is not one of the region's {self.n_slots} slots")
         return SlotHold(self, wanted)
+
+    def hold_known(self, slots: list[int]) -> SlotHold:
+        """As :meth:`hold`, for callers who have made sure that the slots exist and will not change the list."""
+        return SlotHold(self, slots)
 
     def is_held(self, slot: int) -> bool:
         """Whether somebody holds the slot. Who is told True will hear of its release through :meth:`on_release`."""
@@ -174,22 +183,25 @@ class HostRegion:
         return memory
 
     def _take(self, slots: list[int]) -> None:
+        holders = self._holders
         with self._lock:
             self._open_memory()
             for slot in slots:
-                self._holders[slot] += 1
+                holders[slot] += 1
             # A slot that is held again must not leave its quarantine on an older release.
             if self._released:
                 self._released.difference_update(slots)
 
     def _let_go(self, slots: list[int]) -> None:
+        holders, awaited = self._holders, False
         with self._lock:
             for slot in slots:
-                self._holders[slot] -= 1
-            idle = [slot for slot in slots if not self._holders[slot]]
+                holders[slot] -= 1
+            idle = [slot for slot in slots if not holders[slot]]
             self._released.update(idle)
-            awaited = not self._asked.isdisjoint(idle)
-            self._asked.difference_update(idle)
+            if self._asked:
+                awaited = not self._asked.isdisjoint(idle)
+                self._asked.difference_update(idle)
         if awaited and self._notify is not None:
             self._notify()
 

@@ -112,6 +112,11 @@ class Offloader:
         """What the bytes of a block mean, as read from settings and tensors."""
         return self._layout
 
+    @property
+    def tiers(self) -> Sequence[SecondaryTierManager]:
+        """The secondary tiers, in the order in which they are asked."""
+        return tuple(self._tiers)
+
     async def start(self) -> None:
         """Start the tiers, so that what is wrong with them shows now; entering the ``async with`` block does it.
 
@@ -122,6 +127,10 @@ class Offloader:
         self._check_open()
         for tier in self._tiers:
             await tier.start()
+
+    def ready(self, keys: Sequence[OffloadKey]) -> int:
+        """How many of the leading blocks are in host memory; keys with their namespace. Plain, advice, any thread."""
+        return self._manager.ready(keys)
 
     # ---- the three verbs
 
@@ -135,7 +144,7 @@ class Offloader:
         Cancellation: leaves at once.
         """
         self._check_open()
-        keys = _scoped(keys, ctx)
+        keys = keys_within(keys, ctx)
         self._device.groups_of(keys)
         return await self._manager.lookup(keys, ctx)
 
@@ -155,7 +164,7 @@ class Offloader:
         undefined then.
         """
         self._check_open()
-        keys = _scoped(keys, ctx)
+        keys = keys_within(keys, ctx)
         blocks = self._device.blocks_of(keys, device_blocks, distinct=True)
         await self._manager.touch(keys, ctx)
         by_tier: Counter[str] = Counter()
@@ -189,7 +198,7 @@ class Offloader:
         complete by then stay stored.
         """
         self._check_open()
-        keys = _scoped(keys, ctx)
+        keys = keys_within(keys, ctx)
         blocks = self._device.blocks_of(keys, device_blocks, distinct=False)
         absent = self._manager.absent(keys)
         positions = {key: position for position, key in enumerate(keys)}
@@ -327,6 +336,11 @@ class Offloader:
         return ClosedError("the offloader was closed and takes no new work: open another one")
 
 
-def _scoped(keys: Sequence[OffloadKey], ctx: RequestContext) -> Sequence[OffloadKey]:
+def keys_within(keys: Sequence[OffloadKey], ctx: RequestContext) -> Sequence[OffloadKey]:
+    """The keys, checked, with the namespace of the request folded in.
+
+    Raises:
+        InvalidArgument: keys are malformed.
+    """
     keys = checked_keys(keys)
     return [scoped(ctx.namespace, key) for key in keys] if ctx.namespace else keys

@@ -68,18 +68,24 @@ def layout_of(settings: OffloaderSettings, groups: Sequence[Sequence[torch.Tenso
     return layout
 
 
-def region_for(settings: OffloaderSettings, layout: KVLayout) -> HostRegion:
-    """The primary's memory: as many slots as ``settings.host_bytes`` holds.
+def padded_slot(block_bytes: int) -> int:
+    """Bytes of a slot for blocks of that size.
 
     Slots of all but small blocks end on a page boundary, so that files can be read into them past the page cache.
+    """
+    if block_bytes < SMALL_BLOCK_BYTES:
+        return block_bytes
+    return -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
+
+
+def region_for(settings: OffloaderSettings, layout: KVLayout) -> HostRegion:
+    """The primary's memory: as many slots as ``settings.host_bytes`` holds.
 
     Raises:
         ConfigError: not even one block fits.
         CapacityError: the memory cannot be had.
     """
-    slot_bytes = layout.block_bytes
-    if slot_bytes >= SMALL_BLOCK_BYTES:
-        slot_bytes = -(-slot_bytes // PAGE_BYTES) * PAGE_BYTES
+    slot_bytes = padded_slot(layout.block_bytes)
     n_slots = settings.host_bytes // slot_bytes
     if not n_slots:
         raise ConfigError(

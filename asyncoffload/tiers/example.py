@@ -81,7 +81,7 @@ class ExampleSecondaryTierManager(SecondaryTierManager):
         return self._events.take()
 
     def stats(self) -> Mapping[str, float]:
-        return {"blocks": len(self._blocks), "bytes": sum(block.nbytes for block, _ in self._blocks.values())}
+        return {"blocks": len(self._blocks), "bytes": sum(block.nbytes for block, _ in list(self._blocks.values()))}
 
     async def drain(self) -> None:
         await self._idle.wait()
@@ -90,6 +90,7 @@ class ExampleSecondaryTierManager(SecondaryTierManager):
         self._closed = True
         await self.drain()
         self._blocks.clear()
+        self._slots = np.empty((0, 0), np.uint8)  # whoever owns the memory may give it back
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._blocks)} blocks, {self._running} jobs running"

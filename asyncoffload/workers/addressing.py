@@ -6,7 +6,6 @@ layers of the group in order, without gaps from byte 0.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import torch
 from asyncoffload.core.coalesce import CopyBatch
 from asyncoffload.errors import InvalidArgument
 from asyncoffload.memory.region import HostRegion
-from asyncoffload.types import CPULoadStoreSpec, GPULoadStoreSpec, Int32s, Int64s, KVLayout
+from asyncoffload.types import CPULoadStoreSpec, GPULoadStoreSpec, Int64s, KVLayout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,32 +27,48 @@ class _Group:
     pages: Int64s
     offsets: Int64s
     n_blocks: int
+    block_bytes: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Fragments:
-    """A transfer in addresses: pages of device blocks, and their places in slots.
+@dataclass(slots=True, eq=False)
+class _Part:
+    """What a transfer moves of one group, and how far into the first offloaded block it begins."""
 
-    Attributes:
-        device, host: addresses, int64 of shape ``(n,)``: block by block, within a block layer by layer.
-        nbytes: page sizes, int64 of shape ``(n,)``.
-        blocks: the device blocks that are touched; of all groups.
-        slots: the slots that are touched.
-    """
-
-    device: Int64s
-    host: Int64s
-    nbytes: Int64s
+    group: _Group
+    first: int
     blocks: list[int]
     slots: list[int]
 
+
+class Fragments:
+    """A checked transfer: pages of device blocks, and their places in slots. Addresses are worked out when asked for.
+
+    Attributes:
+        blocks: the device blocks that are touched; of all groups.
+        slots: the slots that are touched.
+        total_bytes: bytes to be moved.
+    """
+
+    __slots__ = ("_addresses", "_parts", "blocks", "slots", "total_bytes")
+
+    def __init__(
+        self, addresses: KVAddresses, parts: list[_Part], blocks: list[int], slots: list[int], total_bytes: int
+    ) -> None:
+        self._addresses = addresses
+        self._parts = parts
+        self.blocks = blocks
+        self.slots = slots
+        self.total_bytes = total_bytes
+
     def store(self) -> CopyBatch:
         """The copies of a store: from the device into the slots."""
-        return CopyBatch(dst=self.host, src=self.device, nbytes=self.nbytes)
+        device, host, nbytes = self._addresses._arrays(self._parts)
+        return CopyBatch(dst=host, src=device, nbytes=nbytes)
 
     def load(self) -> CopyBatch:
         """The copies of a load: from the slots to the device."""
-        return CopyBatch(dst=self.device, src=self.host, nbytes=self.nbytes)
+        device, host, nbytes = self._addresses._arrays(self._parts)
+        return CopyBatch(dst=device, src=host, nbytes=nbytes)
 
 
 class KVAddresses:
@@ -64,24 +79,32 @@ class KVAddresses:
             type, whose blocks are contiguous; between blocks there may be padding.
         region: the slots.
         layout: what the bytes mean; decides the page sizes.
+        slot_offset: where in a slot the bytes begin: several ranks may share slots, each with a part of its own.
 
     Raises:
         InvalidArgument: tensors, region and layout do not fit each other.
     """
 
-    def __init__(self, kv_caches: Sequence[Sequence[torch.Tensor]], region: HostRegion, layout: KVLayout) -> None:
+    def __init__(
+        self,
+        kv_caches: Sequence[Sequence[torch.Tensor]],
+        region: HostRegion,
+        layout: KVLayout,
+        *,
+        slot_offset: int = 0,
+    ) -> None:
         if len(kv_caches) != len(layout.groups):
             raise InvalidArgument(f"{len(kv_caches)} groups of KV caches for a layout of {len(layout.groups)} groups")
-        if region.slot_bytes < layout.block_bytes:
+        if slot_offset < 0 or region.slot_bytes < slot_offset + layout.block_bytes:
             raise InvalidArgument(
-                f"slots of {region.slot_bytes} bytes cannot hold offloaded blocks of {layout.block_bytes}: "
-                "make the region with slot_bytes=layout.block_bytes"
+                f"slots of {region.slot_bytes} bytes cannot hold offloaded blocks of {layout.block_bytes} "
+                f"from byte {slot_offset} on: make the region with slot_bytes=layout.block_bytes"
             )
         self._factor = layout.block_size_factor
         self._n_slots = region.n_slots
         self._slot_bytes = region.slot_bytes
         self._keep_alive = (region.tensor, tuple(map(tuple, kv_caches)))
-        self._region_base = region.tensor.data_ptr()
+        self._first_slot = region.tensor.data_ptr() + slot_offset
         self._groups = [
             _describe(index, tensors, group.page_bytes)
             for index, (tensors, group) in enumerate(zip(kv_caches, layout.groups, strict=True))
@@ -99,7 +122,7 @@ class KVAddresses:
             InvalidArgument: a block or slot does not exist, the specs do not fit each other, or a slot is named twice.
         """
         fragments = self._fragments(source, destination)
-        _require_distinct("slot", destination.block_ids)
+        _require_distinct("slot", fragments.slots)
         return fragments
 
     def load(self, source: CPULoadStoreSpec, destination: GPULoadStoreSpec) -> Fragments:
@@ -110,43 +133,52 @@ class KVAddresses:
                 named twice within a group.
         """
         fragments = self._fragments(destination, source)
-        for ids in _consecutive(destination.block_ids, destination.group_sizes):
-            _require_distinct("device block", ids)
+        for part in fragments._parts:
+            _require_distinct("device block", part.blocks)
         return fragments
 
     def _fragments(self, device: GPULoadStoreSpec, host: CPULoadStoreSpec) -> Fragments:
-        if len(device.group_sizes) != len(self._groups):
+        # On the caller's thread, so plain lists: they also keep what was asked for if the specs are changed later.
+        blocks, slots = device.block_ids.tolist(), host.block_ids.tolist()
+        sizes, factor = device.group_sizes, self._factor
+        if len(sizes) != len(self._groups):
             raise InvalidArgument(
-                f"the device spec has {len(device.group_sizes)} groups, the layout {len(self._groups)}: "
+                f"the device spec has {len(sizes)} groups, the layout {len(self._groups)}: "
                 "pass group_sizes with one entry per group, 0 where nothing moves"
             )
-        firsts = [index % self._factor for index in device.block_indices]
-        n_slots = [
-            -(-(first + size) // self._factor) if size else 0
-            for first, size in zip(firsts, device.group_sizes, strict=True)
-        ]
-        if sum(n_slots) != len(host):
+        parts: list[_Part] = []
+        n_blocks = n_slots = total_bytes = 0
+        for group, size, index in zip(self._groups, sizes, device.block_indices):  # noqa: B905 (a spec checks itself)
+            first = index % factor
+            until = n_slots + ((first + size - 1) // factor + 1 if size else 0)
+            of_group = blocks[n_blocks : n_blocks + size]
+            if of_group and (min(of_group) < 0 or max(of_group) >= group.n_blocks):
+                raise _does_not_exist("device block", of_group, group.n_blocks)
+            parts.append(_Part(group, first, of_group, slots[n_slots:until]))
+            n_blocks += size
+            n_slots = until
+            total_bytes += size * group.block_bytes
+        if n_slots != len(slots):
             raise InvalidArgument(
-                f"device blocks {device.group_sizes} from entries {tuple(firsts)} on fill {sum(n_slots)} offloaded "
-                f"blocks of {self._factor}, but {len(host)} slots are given: one slot per offloaded block is needed"
+                f"device blocks {sizes} from entries {tuple(part.first for part in parts)} on fill {n_slots} offloaded "
+                f"blocks of {factor}, but {len(slots)} slots are given: one slot per offloaded block is needed"
             )
-        _require_within("slot", host.block_ids, self._n_slots)
-        block_parts = _consecutive(device.block_ids, device.group_sizes)
-        slot_parts = _consecutive(host.block_ids, n_slots)
-        parts = [
-            self._fragments_of_group(group, first, blocks.astype(np.int64), slots.astype(np.int64))
-            for group, first, blocks, slots in zip(self._groups, firsts, block_parts, slot_parts, strict=True)
-        ]
-        device_side, host_side, nbytes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Fragments(device_side, host_side, nbytes, device.block_ids.tolist(), host.block_ids.tolist())
+        if slots and (min(slots) < 0 or max(slots) >= self._n_slots):
+            raise _does_not_exist("slot", slots, self._n_slots)
+        return Fragments(self, parts, blocks, slots, total_bytes)
 
-    def _fragments_of_group(
-        self, group: _Group, first: int, blocks: Int64s, slots: Int64s
-    ) -> tuple[Int64s, Int64s, Int64s]:
-        _require_within("device block", blocks, group.n_blocks)
-        entry = first + np.arange(len(blocks))
-        entry_offset = (entry % self._factor) * group.pages.sum()
-        in_region = self._region_base + slots[entry // self._factor] * self._slot_bytes + entry_offset
+    def _arrays(self, parts: Sequence[_Part]) -> tuple[Int64s, Int64s, Int64s]:
+        """Addresses of the pages on the device and in the slots, block by block and within a block layer by layer,
+        and the sizes of the pages: int64 of shape ``(n,)`` each."""
+        device, host, nbytes = zip(*map(self._arrays_of_group, parts), strict=True)
+        return np.concatenate(device), np.concatenate(host), np.concatenate(nbytes)
+
+    def _arrays_of_group(self, part: _Part) -> tuple[Int64s, Int64s, Int64s]:
+        group = part.group
+        blocks, slots = np.array(part.blocks, dtype=np.int64), np.array(part.slots, dtype=np.int64)
+        entry = part.first + np.arange(len(blocks))
+        entry_offset = (entry % self._factor) * group.block_bytes
+        in_region = self._first_slot + slots[entry // self._factor] * self._slot_bytes + entry_offset
         device = group.bases + blocks[:, np.newaxis] * group.strides
         host = in_region[:, np.newaxis] + group.offsets
         return device.ravel(), host.ravel(), np.tile(group.pages, len(blocks))
@@ -176,27 +208,21 @@ def _describe(index: int, tensors: Sequence[torch.Tensor], page_bytes: Sequence[
         pages=pages,
         offsets=np.cumsum(pages) - pages,
         n_blocks=len(tensors[0]),
+        block_bytes=sum(page_bytes),
     )
-
-
-def _consecutive(ids: Int32s, sizes: Sequence[int]) -> list[Int32s]:
-    ends = itertools.accumulate(sizes)
-    return [ids[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 def _stride_bytes(tensor: torch.Tensor) -> int:
     return tensor.stride(0) * tensor.element_size()
 
 
-def _require_within(what: str, ids: Int32s | Int64s, count: int) -> None:
-    if ids.size and not 0 <= ids.min() <= ids.max() < count:
-        wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise InvalidArgument(f"{what} {wrong} does not exist: there are {count}, numbered from 0")
+def _does_not_exist(what: str, ids: list[int], count: int) -> InvalidArgument:
+    wrong = min(ids) if min(ids) < 0 else max(ids)
+    return InvalidArgument(f"{what} {wrong} does not exist: there are {count}, numbered from 0")
 
 
-def _require_distinct(what: str, ids: Int32s) -> None:
+def _require_distinct(what: str, ids: list[int]) -> None:
     # Not by sorting: that gives up the interpreter lock, which the calling loop then has to win back.
-    named = ids.tolist()
-    if len(set(named)) < len(named):
-        twice = next(number for number in named if named.count(number) > 1)
+    if len(set(ids)) < len(ids):
+        twice = next(number for number in ids if ids.count(number) > 1)
         raise InvalidArgument(f"{what} {twice} is a destination twice: each may be written once per transfer")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -18,7 +18,6 @@ from asyncoffload.aio.waiting import outlive
 from asyncoffload.core.coalesce import CopyBatch
 from asyncoffload.device.batch_copy import BatchCopy
 from asyncoffload.device.cpu import Copy, CPUCopyEngine, CPUEvent, CPUStream
-from asyncoffload.device.events import probe
 from asyncoffload.device.poller import EventPoller
 from asyncoffload.errors import (
     ClosedError,
@@ -28,7 +27,7 @@ from asyncoffload.errors import (
     TransferNotFinished,
     WrongLoopError,
 )
-from asyncoffload.memory.region import HostRegion
+from asyncoffload.memory.region import HostRegion, SlotHold
 from asyncoffload.types import CPULoadStoreSpec, GPULoadStoreSpec, KVLayout, TransferResult, TransferSpec
 from asyncoffload.workers.addressing import Fragments, KVAddresses
 from asyncoffload.workers.base import OffloadingHandler, Transfer
@@ -51,21 +50,24 @@ class _Direction:
         blocks = map(self._block_position.__getitem__, fragments.blocks)
         return max(chain(blocks, map(self._slot_position.__getitem__, fragments.slots)), default=0)
 
-    def launch(self, fragments: Fragments, batch: CopyBatch, keep_alive: object) -> tuple[Copy, CPUEvent]:
+    def launch(
+        self, fragments: Fragments, make_batch: Callable[[], CopyBatch], keep_alive: object
+    ) -> tuple[Copy, CPUEvent]:
         """Submit a copy, mark its end, and remember what it touches. Block ids of different groups count as one."""
-        copy = self.stream.copy(batch, keep_alive=keep_alive)
+        copy = self.stream.copy(make_batch, keep_alive=keep_alive)
         event = CPUEvent()
         event.record(self.stream)
+        position, by_block, by_slot = copy.position, self._block_position, self._slot_position
         for block in fragments.blocks:
-            self._block_position[block] = copy.position
+            by_block[block] = position
         for slot in fragments.slots:
-            self._slot_position[slot] = copy.position
+            by_slot[slot] = position
         return copy, event
 
     def pop_ended(self) -> list[DeviceHostTransfer]:
         """Take out the oldest transfers as far as they have ended."""
-        ended = []
-        while self.in_flight and probe(self.in_flight[0]._event)[0]:
+        ended: list[DeviceHostTransfer] = []
+        while self.in_flight and self.in_flight[0]._copy.ended:
             ended.append(self.in_flight.popleft())
         return ended
 
@@ -83,7 +85,7 @@ class DeviceHostTransfer(Transfer):
         self._since = since
         self._claimed = False
         self._result: TransferResult | None = None
-        self._hold: ExitStack
+        self._hold: SlotHold
         self._copy: Copy
         self._event: CPUEvent
 
@@ -116,7 +118,7 @@ class DeviceHostHandler(OffloadingHandler):
     the order of submission holds. Plain methods may be called from any thread.
 
     Args:
-        kv_caches, region, layout: as :class:`KVAddresses` describes them.
+        kv_caches, region, layout, slot_offset: as :class:`KVAddresses` describes them.
         copy_threads: threads that copy, at least 1.
         batch_copy: performs copies in those threads; by default the fastest way this process may use.
 
@@ -130,11 +132,12 @@ class DeviceHostHandler(OffloadingHandler):
         region: HostRegion,
         layout: KVLayout,
         *,
+        slot_offset: int = 0,
         copy_threads: int = 2,
         batch_copy: BatchCopy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._addresses = KVAddresses(kv_caches, region, layout)
+        self._addresses = KVAddresses(kv_caches, region, layout, slot_offset=slot_offset)
         self._region = region
         self._clock = clock
         self._engine = CPUCopyEngine(copy_threads, batch_copy=batch_copy, clock=clock)
@@ -152,14 +155,16 @@ class DeviceHostHandler(OffloadingHandler):
         self._at_rest = False
 
     def submit(self, job_id: int, spec: TransferSpec) -> DeviceHostTransfer:
-        self._bind(_running_loop())
+        loop = _running_loop()
+        if loop is not None:
+            self._bind(loop)
         source, destination = spec
         if isinstance(source, GPULoadStoreSpec) and isinstance(destination, CPULoadStoreSpec):
             fragments = self._addresses.store(source, destination)
-            return self._launch(job_id, self._stores, self._loads, fragments, fragments.store())
+            return self._launch(job_id, self._stores, self._loads, fragments, fragments.store)
         if isinstance(source, CPULoadStoreSpec) and isinstance(destination, GPULoadStoreSpec):
             fragments = self._addresses.load(source, destination)
-            return self._launch(job_id, self._loads, self._stores, fragments, fragments.load())
+            return self._launch(job_id, self._loads, self._stores, fragments, fragments.load)
         raise InvalidArgument(
             f"this handler serves GPU to CPU and CPU to GPU, not {source.medium()} to {destination.medium()}"
         )
@@ -170,7 +175,8 @@ class DeviceHostHandler(OffloadingHandler):
             # Again until nothing is new: what ended before something seen here has then been seen, too.
             while fresh := [*self._stores.pop_ended(), *self._loads.pop_ended()]:
                 ended += fresh
-            ended.sort(key=lambda transfer: transfer._copy.ended_at)
+            if len(ended) > 1:
+                ended.sort(key=lambda transfer: transfer._copy.ended_at)
             for transfer in ended:
                 self._retire(transfer)
         return len(ended)
@@ -215,19 +221,28 @@ class DeviceHostHandler(OffloadingHandler):
             raise WrongLoopError("the handler belongs to another event loop: make one per loop")
 
     def _launch(
-        self, job_id: int, direction: _Direction, opposite: _Direction, fragments: Fragments, batch: CopyBatch
+        self,
+        job_id: int,
+        direction: _Direction,
+        opposite: _Direction,
+        fragments: Fragments,
+        make_batch: Callable[[], CopyBatch],
     ) -> DeviceHostTransfer:
         with self._lock:
             if self._closed:
                 raise ClosedError("the handler was closed and takes no transfers")
             if job_id in self._in_flight:
                 raise InvalidArgument(f"job {job_id} is in flight: ids may be used again once their job has ended")
-            transfer = DeviceHostTransfer(self, job_id, direction, batch.total_bytes, self._clock())
-            with ExitStack() as hold:
-                hold.enter_context(self._region.hold(fragments.slots))
-                direction.stream.wait_for(opposite.stream, opposite.position_touching(fragments))
-                transfer._copy, transfer._event = direction.launch(fragments, batch, self._addresses)
-                transfer._hold = hold.pop_all()
+            transfer = DeviceHostTransfer(self, job_id, direction, fragments.total_bytes, self._clock())
+            transfer._hold = hold = self._region.hold_known(fragments.slots)
+            hold.__enter__()
+            try:
+                if opposite.in_flight:
+                    direction.stream.wait_for(opposite.stream, opposite.position_touching(fragments))
+                transfer._copy, transfer._event = direction.launch(fragments, make_batch, self._addresses)
+            except BaseException:
+                hold.__exit__(None, None, None)
+                raise
             direction.in_flight.append(transfer)
             self._in_flight[job_id] = transfer
         return transfer
@@ -235,17 +250,14 @@ class DeviceHostHandler(OffloadingHandler):
     def _retire(self, transfer: DeviceHostTransfer) -> None:
         """Give the slots back and make the result known; the lock is held."""
         copy = transfer._copy
-        error = probe(transfer._event)[1]
+        error = copy.error
         if error is None and not copy.complete:
             error = TransferError("it was stopped before its end")
-        transfer._hold.close()
+        transfer._hold.__exit__(None, None, None)
+        nbytes = transfer.nbytes if error is None else 0
+        seconds = copy.ended_at - transfer._since
         transfer._result = TransferResult(
-            job_id=transfer.job_id,
-            success=error is None,
-            transfer_size=transfer.nbytes if error is None else 0,
-            transfer_time=copy.ended_at - transfer._since,
-            transfer_type=transfer._direction.media,
-            error=error,
+            transfer.job_id, error is None, nbytes, seconds, transfer._direction.media, error
         )
         del self._in_flight[transfer.job_id]
         if not transfer._claimed:
@@ -320,7 +332,4 @@ class DeviceHostHandler(OffloadingHandler):
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+    return asyncio._get_running_loop()  # a step-driven caller has none, and an exception in each call costs too much

@@ -18,6 +18,7 @@ class OffloadingWorker:
 
     def __init__(self) -> None:
         self._by_media: dict[tuple[str, str], OffloadingHandler] = {}
+        self._by_types: dict[tuple[type, type], OffloadingHandler] = {}  # what was found before
 
     @property
     def handlers(self) -> list[OffloadingHandler]:
@@ -117,9 +118,13 @@ class OffloadingWorker:
 
     def _handler_for(self, spec: TransferSpec) -> OffloadingHandler:
         source, destination = spec
+        handler = self._by_types.get((type(source), type(destination)))
+        if handler is not None:
+            return handler
         media = (source.medium(), destination.medium())
         handler = self._by_media.get(media)
         if handler is None:
             served = ", ".join(f"{s} to {d}" for s, d in self._by_media) or "nothing yet"
             raise InvalidArgument(f"no handler serves {media[0]} to {media[1]}: register one (served: {served})")
+        self._by_types[type(source), type(destination)] = handler
         return handler

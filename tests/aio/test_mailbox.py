@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from typing import cast
+
+import pytest
 
 from asyncoffload.aio.mailbox import Mailbox
 
@@ -77,3 +81,33 @@ def test_items_for_a_closed_loop_are_dropped() -> None:
     box = Mailbox[int](lambda _: None, loop)
     loop.close()
     box.post(1)
+
+
+async def test_an_interrupt_while_the_loop_is_woken_does_not_kill_the_box() -> None:
+    seen: list[int] = []
+
+    class Interrupted:
+        """The loop, whose thread-safe call is interrupted once, before or after it has had its effect."""
+
+        def __init__(self, *, after: bool) -> None:
+            self._loop, self._after, self._interrupts = asyncio.get_running_loop(), after, 1
+
+        def call_soon_threadsafe(self, call: Callable[[], object]) -> None:
+            if self._after or not self._interrupts:
+                self._loop.call_soon_threadsafe(call)
+            if self._interrupts:
+                self._interrupts -= 1
+                raise KeyboardInterrupt
+
+    for after in (True, False):
+        box = Mailbox(seen.extend, cast("asyncio.AbstractEventLoop", Interrupted(after=after)))
+        with pytest.raises(KeyboardInterrupt):
+            box.post(1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert seen == [1]
+        box.post(2)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert seen == [1, 2]
+        seen.clear()

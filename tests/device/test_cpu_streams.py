@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import numpy as np
@@ -210,6 +210,65 @@ def test_an_empty_copy_ends_too(script: Script) -> None:
         copy, event = submit(engine.stream("only"), script)
         event.synchronize()
         assert copy.complete
+
+
+class Plan:
+    """Tells a batch, on the engine's thread, when the test lets it."""
+
+    def __init__(self, batch: CopyBatch) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        self.thread = 0
+        self._batch = batch
+
+    def __call__(self) -> CopyBatch:
+        self.thread = threading.get_ident()
+        self.reached.set()
+        assert self.go_on.wait(30)
+        return self._batch
+
+
+def test_a_batch_may_be_told_by_a_function_which_a_thread_of_the_engine_calls(script: Script) -> None:
+    with closing(CPUCopyEngine(2, batch_copy=script)) as engine:
+        stream, plan = engine.stream("only"), Plan(script.batch(5, 7))
+        copy = stream.copy(plan, keep_alive=script)
+        behind, event = submit(stream, script, 9)
+        assert plan.reached.wait(30)
+        assert not copy.started
+        assert not behind.started
+        plan.go_on.set()
+        event.synchronize()
+        assert plan.thread not in (0, threading.get_ident())
+        assert copy.complete
+        assert script.written() == [5, 7, 9]
+
+
+def test_a_function_that_fails_fails_its_copy_alone(script: Script) -> None:
+    with closing(CPUCopyEngine(1, batch_copy=script)) as engine:
+        stream, event = engine.stream("only"), CPUEvent()
+        stream.copy(lambda: script.batch(1 // 0), keep_alive=script)
+        event.record(stream)
+        good, good_event = submit(stream, script, 5)
+        good_event.synchronize()
+        with pytest.raises(TransferError, match="a copy failed: integer division"):
+            event.query()
+        assert good.complete
+
+
+@pytest.mark.parametrize("end", [CPUStream.withdraw, CPUStream.stop])
+def test_a_copy_can_be_taken_back_while_its_batch_is_being_told(
+    script: Script, end: Callable[[CPUStream, Copy], object]
+) -> None:
+    with closing(CPUCopyEngine(1, batch_copy=script)) as engine:
+        stream, plan = engine.stream("only"), Plan(script.batch(5))
+        copy = stream.copy(plan, keep_alive=script)
+        assert plan.reached.wait(30)
+        end(stream, copy)
+        _, event = submit(stream, script, 9)
+        plan.go_on.set()
+        event.synchronize()
+        assert copy.ended
+        assert not copy.complete
+        assert script.written() == [9]
 
 
 def test_closing_withdraws_what_is_queued_and_ends_the_threads(script: Script) -> None:

@@ -82,6 +82,7 @@ class FileSystemTierManager(SecondaryTierManager):
         n_read_threads, n_write_threads: I/O threads that load, or store, first; without ``pool``.
         pool: the I/O pool; the tier makes one, and closes it, if it is given none.
         max_queued_bytes: bytes queued in each direction above which jobs are SHED; None for no bound; without ``pool``.
+        bound_loads: whether the bound holds for loads as well as for stores; without ``pool``.
         direct_io: bypass the page cache: ``"auto"`` where file system and slots allow it, ``"on"`` or not at all,
             ``"off"``.
         clock: seconds, monotonic.
@@ -99,6 +100,7 @@ class FileSystemTierManager(SecondaryTierManager):
         *,
         pool: DualQueueThreadPool | None = None,
         max_queued_bytes: int | None = 1 << 30,
+        bound_loads: bool = True,
         direct_io: DirectIO = "auto",
         clock: Callable[[], float] = time.monotonic,
         make_files: MakeFiles = make_block_files,
@@ -126,7 +128,9 @@ class FileSystemTierManager(SecondaryTierManager):
             make_files=make_files,
         )
         self._owns_pool = pool is None
-        self._pool = pool or DualQueueThreadPool(n_read_threads, n_write_threads, max_queued_bytes=max_queued_bytes)
+        self._pool = pool or DualQueueThreadPool(
+            n_read_threads, n_write_threads, max_queued_bytes=max_queued_bytes, bound_loads=bound_loads
+        )
         self._clerk = IOThreads(2, name=f"asyncoffload-{tier_type}-metadata")
         self._clock = clock
         self._index = BlockIndex(lambda key: file_bytes(self._payload_bytes[group_of(key)]))

@@ -1,0 +1,272 @@
+"""A planner that a caller owns during its steps, and a loop between them: what every call of a manager stands on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from threading import get_ident
+from types import TracebackType
+
+from asyncoffload.aio.loop_thread import LoopThread
+from asyncoffload.core.block_table import BlockTable
+from asyncoffload.core.policies import LRU, EvictionPolicy
+from asyncoffload.core.primary import Primary, PrimaryStats
+from asyncoffload.core.tiering import MAX_OP_BLOCKS, TieringPlanner
+from asyncoffload.errors import (
+    ClosedError,
+    ConfigError,
+    InternalError,
+    OffloadError,
+    TierUnavailable,
+    WrongLoopError,
+)
+from asyncoffload.keys import OffloadKey
+from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY
+from asyncoffload.managers.events import EventSubscription
+from asyncoffload.managers.runner import OpRunner
+from asyncoffload.managers.tiering import DEFAULT_PROMOTION_BYTES
+from asyncoffload.memory.region import HostRegion
+from asyncoffload.sync.conductor import Conductor
+from asyncoffload.sync.promises import Promises
+from asyncoffload.sync.requests import Requests
+from asyncoffload.tiers.base import SecondaryTierManager
+from asyncoffload.types import CPULoadStoreSpec, OffloadingEvent
+
+GRACE_SECONDS = 1.0
+"""How much longer the end of what runs may take to be told than to come."""
+
+
+class SteppedManager:
+    """The steps of a step-driven manager, and the manager as a whole.
+
+    Args:
+        region: the memory of the slots; it outlives the manager.
+        tiers: the secondary tiers, asked in this order. They outlive the manager, are not closed by it, and live on
+            the same loop.
+        policy: who is evicted from the primary; least recently used by default.
+        store_threshold: a block is stored from this offer on.
+        block_size: tokens per block, for events.
+        promotion_bytes: bound on the bytes on their way into the primary: at least what the tiers can deliver in the
+            time of a step.
+        cascade_blocks: bound on the blocks on their way into each tier; what exceeds it is shed and offered again
+            later. By default a quarter of the primary.
+        clock: seconds; the clock of the deadlines.
+        loop: by default the loop that all facades of this process share.
+
+    Raises:
+        ConfigError: two tiers have the same name.
+    """
+
+    def __init__(
+        self,
+        region: HostRegion,
+        tiers: Sequence[SecondaryTierManager] = (),
+        *,
+        policy: EvictionPolicy | None = None,
+        store_threshold: int = 1,
+        block_size: int = 0,
+        promotion_bytes: int = DEFAULT_PROMOTION_BYTES,
+        cascade_blocks: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        loop: LoopThread | None = None,
+    ) -> None:
+        self._names = [tier.tier_type for tier in tiers]
+        if len({CPULoadStoreSpec.medium(), *self._names}) <= len(self._names):
+            raise ConfigError(
+                f"every tier needs a name of its own, and none is {CPULoadStoreSpec.medium()}: {self._names}"
+            )
+        quarter = max(1, region.n_slots // 4)
+        table = BlockTable(region.n_slots, policy or LRU(), n_tiers=len(tiers), is_held=region.is_held)
+        self._ready: dict[OffloadKey, int] = table.ready
+        self._writing = table.writing
+        self._primary = Primary(table, store_threshold=store_threshold, block_size=block_size)
+        self._promises = Promises(table, 2 * quarter)
+        runner = OpRunner(tiers, region, clock=clock)
+        self._planner = TieringPlanner(
+            self._primary,
+            [runner.hint_of(tier) for tier in tiers],
+            promotion_blocks=promotion_bytes // region.slot_bytes,
+            cascade_blocks=quarter if cascade_blocks is None else cascade_blocks,
+            clean_window=min(quarter, MAX_OP_BLOCKS),
+            kept=self._promises.slots,
+        )
+        self._loop = LoopThread.shared() if loop is None else loop
+        self._conductor = Conductor(
+            self._planner, table, runner, len(tiers), region, self._promises, self._loop, self._publish
+        )
+        self._handover = self._conductor.handover
+        self._call = _Call(self._conductor)
+        self._requests = Requests(self._planner, self._names, clock)
+        self._hit = self._promises.hits.add
+        self._events: EventSubscription | None = None
+        self._closed = False
+
+    # ---- steps
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """One step of the engine, as a ``with`` block: the core belongs to this thread until its end."""
+        self.begin_step()
+        try:
+            yield
+        except BaseException:
+            with suppress(InternalError):  # the exception that ended the block is the one to see
+                self.end_step()
+            raise
+        self.end_step()
+
+    def begin_step(self) -> None:
+        """Begin a step: the core belongs to this thread until :meth:`end_step`.
+
+        It waits for the loop for a fraction of a millisecond at most. What the loop has brought meanwhile is settled,
+        up to 1,024 keys.
+        """
+        if self._conductor.enter():
+            self._hit = self._promises.hits.add
+
+    def end_step(self) -> None:
+        """End the step. What was a hit in it may be evicted from now on, by stores; the loop goes on planning.
+
+        Raises:
+            WrongLoopError: this thread is in no step.
+        """
+        conductor = self._conductor
+        if self._handover.stepper != get_ident() and conductor.failure is None:
+            raise WrongLoopError("there is no step to end on this thread: begin_step and end_step come in pairs")
+        if self._handover.outermost and conductor.failure is None:
+            self._promises.end_step()
+            self._requests.end_step()
+        conductor.leave()
+        if conductor.failure is not None:
+            raise conductor.broken() from conductor.failure
+
+    # ---- the whole
+
+    def take_events(self) -> Sequence[OffloadingEvent]:
+        """What appeared and left since the last call, oldest first; nothing before the first call.
+
+        Events of tiers come with the next call after the loop has fetched them.
+        """
+        with self._call:
+            if self._events is None:
+                self._events = EventSubscription(DEFAULT_EVENT_CAPACITY)
+                self._primary.recording = True
+            self._conductor.collect_events()
+            self._publish(())
+            return self._events.take()
+
+    def reset(self) -> None:
+        """Void every block of the primary. Those that are read or written go with their last holder."""
+        with self._call:
+            self._check_open()
+            self._promises.clear()
+            self._planner.reset()
+            self._conductor.changed = True
+
+    def stats(self) -> PrimaryStats:
+        """The primary in numbers of blocks. Those kept for who was told that they are there may count as pinned."""
+        with self._call:
+            return self._primary.stats()
+
+    def tier_counts(self) -> dict[str, dict[str, int]]:
+        """Per tier: blocks promoted; cascades ``in_flight``, ``stored``, ``shed`` and ``failed``; and as
+        ``refused_missing``, ``refused_corrupt`` and so on how often it could not give a block that was asked for.
+        """
+        with self._call:
+            planner = self._planner
+            return {
+                name: {
+                    "promoted": planner.promoted[tier],
+                    **planner.cascade_counts(tier),
+                    **{f"refused_{status.value}": count for status, count in planner.refusals[tier].items()},
+                }
+                for tier, name in enumerate(self._names)
+            }
+
+    def has_pending_work(self) -> bool:
+        """Whether an op is in flight, or something waits to be started or settled."""
+        with self._call:
+            return not self._conductor.idle
+
+    def drain_jobs(self, timeout: float | None = None) -> None:
+        """Block until nothing is in flight: no probe, promotion or cascade, and none waits to be started.
+
+        Args:
+            timeout: seconds; None: as long as it takes.
+
+        Raises:
+            TierUnavailable: something is still in flight; it names it.
+        """
+        if not self._conductor.wait(lambda: self._conductor.idle, timeout):
+            raise self._still_running(timeout, "drain")
+
+    def shutdown(self, timeout: float = 30.0) -> None:
+        """Take no new work, drop what is queued, and wait for what runs, which is asked to stop; idempotent.
+
+        Args:
+            timeout: seconds to wait for what runs.
+
+        Raises:
+            TierUnavailable: a tier still works on slots, whose memory must stay; it names the ops.
+            InternalError: the bookkeeping is broken, or the loop has ended.
+        """
+        try:
+            with self._call:
+                self._closed = True
+                self._ready = {}  # no shortcut to a hit any more
+                self._promises.clear()
+                self._requests.end_all()
+                self._planner.shut(drain=False)
+            if self._conductor.wait(lambda: self._conductor.idle, timeout):
+                return
+        except InternalError:
+            with suppress(TimeoutError):
+                self._loop.run(lambda: self._conductor.see_ops_end(timeout), timeout + GRACE_SECONDS)
+            if not self._conductor.running:
+                raise
+        raise self._still_running(timeout, "shut down")
+
+    def __repr__(self) -> str:
+        state = "broken" if self._conductor.failure is not None else "closed" if self._closed else "open"
+        return f"<{type(self).__name__} {state}, tiers {', '.join(self._names) or 'none'}: {self._planner!r}>"
+
+    # ---- inside
+
+    def _publish(self, events: Iterable[OffloadingEvent]) -> None:
+        """Hand on what the primary recorded, and then these."""
+        if self._events is not None:
+            for source in (self._primary.take_events(), events):
+                for event in source:
+                    self._events.put(event)
+
+    def _still_running(self, timeout: float | None, what: str) -> TierUnavailable:
+        running = ", ".join(f"{self._names[op.tier]} {op!r}" for op in self._conductor.what_runs())
+        return TierUnavailable(
+            f"after {timeout} s these still work on slots, leave their memory alone and {what} again: {running}"
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self!r} takes no new work")
+
+
+class _Call:
+    """One call: it takes the core, unless it is part of a step, and tells what an exception in it means."""
+
+    __slots__ = ("_conductor",)
+
+    def __init__(self, conductor: Conductor) -> None:
+        self._conductor = conductor
+
+    def __enter__(self) -> None:
+        self._conductor.enter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None and not isinstance(error, OffloadError):
+                self._conductor.give_up(error)
+        finally:
+            self._conductor.leave()
