@@ -25,14 +25,14 @@ class BlockTable:
     key is in is its state. Everything else is flat arrays indexed by slot. There is no object per block, so a hundred
     thousand resident blocks add next to nothing to a garbage collection.
 
-    A slot whose block leaves while somebody outside the table still uses its memory (``is_held`` says so) is
+    A slot whose block leaves while somebody outside the table still uses its memory (``held_among`` says so) is
     quarantined until :meth:`release` names it. A ready block whose memory is used like that is passed over as victim.
 
     Args:
         n_slots: how many blocks fit.
         policy: decides who is evicted; from now on it belongs to this table.
         n_tiers: how many secondary tiers there are. A block has one clean bit for each: "this tier has a copy".
-        is_held: whether somebody the table does not know uses the memory of a slot.
+        held_among: those of some slots whose memory is used by somebody the table does not know.
 
     Attributes:
         ready: the readable blocks and their slots; not to be changed from outside.
@@ -49,7 +49,7 @@ class BlockTable:
         policy: EvictionPolicy,
         *,
         n_tiers: int = 0,
-        is_held: Callable[[int], bool] | None = None,
+        held_among: Callable[[Sequence[int]], set[int]] | None = None,
     ) -> None:
         if n_slots <= 0:
             raise InvalidArgument(f"a primary tier needs one slot or more, got {n_slots}")
@@ -63,7 +63,7 @@ class BlockTable:
         self._policy = policy
         self._policy.reset(n_slots)
         self._has_tiers = n_tiers > 0
-        self._is_held = is_held
+        self._held_among = held_among
         self._free = list(range(n_slots - 1, -1, -1))
         self._quarantine: set[int] = set()
         self._key_of = np.full(n_slots, OffloadKey(b""), dtype=np.object_)
@@ -275,12 +275,13 @@ class BlockTable:
             idle = slots[self._readers[slots] == 0] if self._pinned else slots
             if len(keep):
                 idle = idle[~np.isin(idle, keep)]
-            if self._is_held is None:
+            if self._held_among is None:
                 yield idle
                 continue
             for start in range(0, len(idle), VICTIM_WINDOW):  # asking takes a lock: ask only as far as necessary
                 piece = idle[start : start + VICTIM_WINDOW]
-                yield piece[[not self._is_held(slot) for slot in piece.tolist()]]
+                held = self._held_among(piece.tolist())
+                yield piece[~np.isin(piece, list(held))] if held else piece
 
     def _evict(self, slots: Int32s) -> tuple[Sequence[OffloadKey], int]:
         keys = self._keys_of(slots)
@@ -315,14 +316,13 @@ class BlockTable:
         return len(gone)
 
     def _give_back(self, slots: Iterable[int]) -> None:
-        if self._is_held is None:
+        if self._held_among is None:
             self._free.extend(slots)
             return
-        for slot in slots:
-            if self._is_held(slot):
-                self._quarantine.add(slot)
-            else:
-                self._free.append(slot)
+        freed = list(slots)
+        held = self._held_among(freed)
+        self._quarantine |= held
+        self._free.extend(slot for slot in freed if slot not in held)
 
     def __repr__(self) -> str:
         return (

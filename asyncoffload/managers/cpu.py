@@ -31,8 +31,8 @@ BYTES = frozenset({bytes})
 class SlotMemory(Protocol):
     """The memory behind the slots, as far as a manager has to know it; ``HostRegion`` is one."""
 
-    def is_held(self, slot: int) -> bool:
-        """Whether a transfer uses the slot."""
+    def held_among(self, slots: Sequence[int]) -> set[int]:
+        """Those of the slots that a transfer uses."""
 
     def take_released(self) -> list[int]:
         """The slots that no transfer uses any more since the last call."""
@@ -71,7 +71,7 @@ class CPUOffloadingManager(OffloadingManager):
         n_tiers: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        table = BlockTable(n_slots, policy or LRU(), n_tiers=n_tiers, is_held=memory.is_held if memory else None)
+        table = BlockTable(n_slots, policy or LRU(), n_tiers=n_tiers, held_among=memory.held_among if memory else None)
         self._primary = Primary(table, store_threshold=store_threshold, block_size=block_size)
         self._memory = memory
         self._clock = clock

@@ -2,7 +2,7 @@
 
 A slot may be given back by the table that hands it out while a thread or a DMA engine still writes into it. So
 whoever moves bytes *holds* the slots meanwhile, and the table keeps a freed slot in quarantine until its last holder
-has let go. Region and table do not know each other: the conductor asks :meth:`HostRegion.is_held` and carries
+has let go. Region and table do not know each other: the conductor asks :meth:`HostRegion.held_among` and carries
 :meth:`HostRegion.take_released` over.
 """
 
@@ -137,11 +137,15 @@ class HostRegion:
         return SlotHold(self, slots)
 
     def is_held(self, slot: int) -> bool:
-        """Whether somebody holds the slot. Who is told True will hear of its release through :meth:`on_release`."""
+        """Whether somebody holds the slot; as :meth:`held_among`."""
+        return bool(self.held_among((slot,)))
+
+    def held_among(self, slots: Sequence[int]) -> set[int]:
+        """Those of the slots that somebody holds. Who is told of one will hear of its release by :meth:`on_release`."""
         with self._lock:
-            held = self._holders[slot] > 0
-            if held:
-                self._asked.add(slot)
+            holders = self._holders
+            held = {slot for slot in slots if holders[slot]}
+            self._asked |= held
             return held
 
     def take_released(self) -> list[int]:

@@ -77,7 +77,7 @@ class SteppedManager:
                 f"every tier needs a name of its own, and none is {CPULoadStoreSpec.medium()}: {self._names}"
             )
         quarter = max(1, region.n_slots // 4)
-        table = BlockTable(region.n_slots, policy or LRU(), n_tiers=len(tiers), is_held=region.is_held)
+        table = BlockTable(region.n_slots, policy or LRU(), n_tiers=len(tiers), held_among=region.held_among)
         self._ready: dict[OffloadKey, int] = table.ready
         self._writing = table.writing
         self._primary = Primary(table, store_threshold=store_threshold, block_size=block_size)

@@ -231,7 +231,7 @@ def test_a_second_completion_does_not_free_a_doomed_block_that_is_read() -> None
 
 def test_a_slot_given_back_under_a_transfer_is_quarantined() -> None:
     held = {0}
-    table = BlockTable(2, LRU(), is_held=held.__contains__)
+    table = BlockTable(2, LRU(), held_among=held.intersection)
     table.end_write(begin(table, 1), ok=False)
     assert table.quarantined == 1
     assert begin(table, 2).slots == [1]
@@ -244,7 +244,7 @@ def test_a_slot_given_back_under_a_transfer_is_quarantined() -> None:
 
 def test_a_ready_block_under_a_transfer_is_no_victim() -> None:
     held = {0, 1}
-    table = BlockTable(2, LRU(), is_held=held.__contains__)
+    table = BlockTable(2, LRU(), held_among=held.intersection)
     put(table, 1)
     put(table, 2)
     assert table.begin_write(blocks(3)) is None
@@ -283,7 +283,7 @@ def test_clean_bits_belong_to_one_tier_and_one_life() -> None:
 
 def test_victims_are_looked_for_beyond_many_blocks_that_are_held() -> None:
     held = set(range(3000))
-    table = BlockTable(3200, LRU(), is_held=held.__contains__)
+    table = BlockTable(3200, LRU(), held_among=held.intersection)
     for number in range(0, 3200, 64):
         put(table, *reversed(range(number, number + 64)))
     write = begin(table, *range(5000, 5100))
@@ -300,7 +300,7 @@ class TableMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.held: set[int] = set()
-        self.table = BlockTable(self.n_slots, self.policy(), n_tiers=1, is_held=self.held.__contains__)
+        self.table = BlockTable(self.n_slots, self.policy(), n_tiers=1, held_among=self.held.intersection)
         self.order: list[OffloadKey] = []  # ready blocks, coldest first, as LRU has them
         self.clean: set[OffloadKey] = set()
         self.pins: list[list[int]] = []

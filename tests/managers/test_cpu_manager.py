@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -266,8 +266,8 @@ class Memory:
         self.released: list[int] = []
         self.notify: Callable[[], None] = lambda: None
 
-    def is_held(self, slot: int) -> bool:
-        return slot in self.held
+    def held_among(self, slots: Sequence[int]) -> set[int]:
+        return self.held.intersection(slots)
 
     def take_released(self) -> list[int]:
         taken, self.released = self.released, []
