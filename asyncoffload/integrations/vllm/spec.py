@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 from asyncoffload.aio.loop_thread import LoopThread
+from asyncoffload.config import OffloaderSettings
 from asyncoffload.errors import ConfigError
 from asyncoffload.integrations.vllm.checking import LoadChecker
 from asyncoffload.integrations.vllm.layout import SlotPlan
@@ -22,7 +24,7 @@ from asyncoffload.offloader.wiring import policy_for, tiers_for
 from asyncoffload.sync.manager import SyncOffloadingManager
 from asyncoffload.sync.worker import SyncOffloadingWorker
 from asyncoffload.tiers.base import SecondaryTierManager
-from asyncoffload.types import CPULoadStoreSpec, GPULoadStoreSpec
+from asyncoffload.types import CPULoadStoreSpec, GPULoadStoreSpec, KVLayout
 from asyncoffload.workers.device_host import DeviceHostHandler
 
 check_vllm()
@@ -48,9 +50,14 @@ class AsyncOffloadingSpec(OffloadingSpec):  # type: ignore[misc]  # vLLM has no 
 
     vLLM makes one in the scheduler and one in every worker. They meet in shared memory under the engine's id.
 
+    Attributes:
+        clock: seconds; what ``load_seconds`` are measured with. A subclass may have another one.
+
     Raises:
         ConfigError: a key is unknown or malformed, or the engine is configured as this stack does not support it.
     """
+
+    clock = staticmethod(time.monotonic)
 
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, Any]:
@@ -89,13 +96,21 @@ class AsyncOffloadingSpec(OffloadingSpec):  # type: ignore[misc]  # vLLM has no 
             raise ConfigError("the KV cache was registered again, at another place: moving it is not supported")
         return self._worker
 
+    def make_tiers(self, settings: OffloaderSettings, layout: KVLayout, view: memoryview) -> list[SecondaryTierManager]:
+        """The tiers behind host memory, over its slots, not started; a subclass may make others of the same names.
+
+        Raises:
+            ConfigError: what a tier says to its settings.
+        """
+        return tiers_for(settings, layout, view)
+
     def _make_manager(self, undo: ExitStack) -> AsyncOffloadingManager:
         options, plan = self._options, self._plan
         shared = self._join(_SCHEDULER)
         undo.callback(shared.close)
         shared.wait_for_all(MEETING_SECONDS)
         stack = options.stack()
-        tiers = tiers_for(stack, plan.layout, shared.region.view)
+        tiers = self.make_tiers(stack, plan.layout, shared.region.view)
         loop = LoopThread.shared()
         close = partial(_close, loop, tiers, shared)
         undo.pop_all()
@@ -110,6 +125,7 @@ class AsyncOffloadingSpec(OffloadingSpec):  # type: ignore[misc]  # vLLM has no 
             block_size=plan.layout.tokens_per_block,
             promotion_bytes=stack.promotion_bytes,
             cascade_blocks=stack.cascade_blocks,
+            clock=self.clock,
         )
         _log.info(
             "%d slots of %d bytes for %d ranks, shared as %s; tiers: %s",
@@ -129,6 +145,7 @@ class AsyncOffloadingSpec(OffloadingSpec):  # type: ignore[misc]  # vLLM has no 
             drain_seconds=options.drain_seconds,
             report=StackMetrics(shared, self._ranks()),
             on_shutdown=close,
+            clock=self.clock,
         )
 
     def _make_worker(self, kv_caches: CanonicalKVCaches, undo: ExitStack) -> AsyncOffloadingWorker:
