@@ -190,6 +190,12 @@ class Conductor:
                 return False
             self._moved.wait(left)
 
+    def await_news(self, timeout: float) -> None:
+        """Let the loop have the interpreter until an op has ended or, at the latest, so many seconds later."""
+        self._moved.clear()
+        if self.running and not self._inbox:
+            self._moved.wait(timeout)
+
     # ---- with the core
 
     def _plan(self) -> list[Op | Hurry]:

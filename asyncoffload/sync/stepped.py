@@ -189,6 +189,14 @@ class SteppedManager:
         with self._call:
             return not self._conductor.idle
 
+    def await_news(self, timeout: float) -> None:
+        """Block until one of the ops in flight has ended, for at most ``timeout`` seconds; at once if there is none.
+
+        For an engine that has nothing to compute while it waits for blocks: stepping on at once would keep the
+        interpreter from the threads that bring them. Between two steps, not within one.
+        """
+        self._conductor.await_news(timeout)
+
     def drain_jobs(self, timeout: float | None = None) -> None:
         """Block until nothing is in flight: no probe, promotion or cascade, and none waits to be started.
 

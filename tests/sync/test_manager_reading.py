@@ -85,6 +85,22 @@ def test_within_a_step_results_wait_for_its_end() -> None:
             assert stack.ask(keys, A) == [HIT] * 4
 
 
+def test_a_pause_ends_with_news() -> None:
+    (key,) = keys_of(1)
+    for_ever = 3600.0
+    with stepping(4) as stack:
+        stack.manager.await_news(for_ever)  # nothing is in flight
+        stack.tier.keep([key])
+        stack.tier.loads.shut()
+        assert stack.manager.lookup_block(key, A) is RETRY
+        stack.reached(stack.tier.loads)
+        stack.manager.await_news(0.0)
+        stack.loop.post(stack.tier.loads.open)
+        stack.manager.await_news(for_ever)
+        assert stack.manager.lookup_block(key, A) is HIT
+        stack.manager.end_request("a")
+
+
 def test_a_key_under_promotion_is_pending() -> None:
     (key,) = keys_of(1)
     with stepping(4) as stack:

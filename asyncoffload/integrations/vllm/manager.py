@@ -6,10 +6,11 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from asyncoffload.errors import TierUnavailable
-from asyncoffload.integrations.vllm.pauses import Pauses
+from asyncoffload.integrations.vllm.pauses import NEWS_SECONDS, Pauses, take_a_pause
 from asyncoffload.integrations.vllm.slots import Slots
 from asyncoffload.integrations.vllm.versions import check_vllm
 from asyncoffload.keys import OffloadKey
@@ -116,6 +117,7 @@ class AsyncOffloadingManager(vllm.OffloadingManager):  # type: ignore[misc]  # v
         self._awaited = False  # whether a block that was asked for in this step is still on its way
         self._loading: set[str] = set()  # requests with a load on its way to the device
         self._pauses = Pauses()
+        self._await_news = partial(blocks.await_news, NEWS_SECONDS)
         self._voided: list[tuple[int, list[_Request]]] = []
         self._steps = 0
         if announce:
@@ -136,7 +138,7 @@ class AsyncOffloadingManager(vllm.OffloadingManager):  # type: ignore[misc]  # v
             for request in self._voided.pop(0)[1]:
                 self._let_go(request)
         awaited, self._awaited = self._awaited, False
-        self._pauses.step_ended(context, work_is_pending=awaited or bool(self._loading))
+        self._pauses.step_ended(context, self._await_news if awaited else take_a_pause if self._loading else None)
 
     def on_request_finished(self, req_context: vllm.ReqContext) -> None:
         self._pauses.request_ended(req_context.req_id)

@@ -13,7 +13,7 @@ from asyncoffload.errors import TierUnavailable
 from asyncoffload.integrations.vllm.jobs import JobBook
 from asyncoffload.integrations.vllm.layout import layout_of
 from asyncoffload.integrations.vllm.metrics import TierMetrics, tier_metrics
-from asyncoffload.integrations.vllm.pauses import Pauses
+from asyncoffload.integrations.vllm.pauses import Pauses, take_a_pause
 from asyncoffload.integrations.vllm.tier_options import FileSystemTierOptions, InMemoryTierOptions, TierOptions
 from asyncoffload.integrations.vllm.translate import (
     vllm_events,
@@ -127,7 +127,7 @@ class OffloadingTier(vllm_tiering.SecondaryTierManager):  # type: ignore[misc]  
     def on_schedule_end(self, context: vllm_base.ScheduleEndContext) -> None:
         self._jobs.scheduled(context.new_req_ids, context.preempted_req_ids)
         self._jobs.give_up_late_loads()
-        self._pauses.step_ended(context, work_is_pending=self._jobs.loading)
+        self._pauses.step_ended(context, take_a_pause if self._jobs.loading else None)
 
     def on_request_finished(self, req_context: vllm_base.ReqContext) -> None:
         self._pauses.request_ended(req_context.req_id)
