@@ -241,7 +241,7 @@ def main() -> None:
     measurements = {
         "ttft-large": partial(time_to_first_token, LARGE),
         "ttft-small": partial(time_to_first_token, SMALL),
-        "throughput": partial(throughput, LARGE),
+        "throughput": partial(throughput, SMALL),
         "misses": partial(misses, LARGE),
     }
     figures: list[dict[str, Any]] = []
