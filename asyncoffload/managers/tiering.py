@@ -12,11 +12,12 @@ from asyncoffload.aio.waiting import outlive
 from asyncoffload.core.ops import Hurry, Op
 from asyncoffload.core.policies import EvictionPolicy
 from asyncoffload.core.tickets import Mode, Ticket
-from asyncoffload.core.tiering import EVERY_TIER, MAX_OP_BLOCKS, TieringPlanner
-from asyncoffload.errors import ConfigError, InternalError, InvalidArgument, TierUnavailable
+from asyncoffload.core.tiering import MAX_OP_BLOCKS, TieringPlanner
+from asyncoffload.errors import InternalError, TierUnavailable
 from asyncoffload.keys import OffloadKey, checked_keys
 from asyncoffload.managers.cpu import CPUOffloadingManager
 from asyncoffload.managers.runner import OpRunner
+from asyncoffload.managers.tier_names import allowed_tiers, counts_by_name, names_of
 from asyncoffload.managers.tiered_lease import TieredLoadLease
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.tiers.base import SecondaryTierManager
@@ -80,11 +81,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
             clock=clock,
         )
         self._tiers = tuple(tiers)
-        self._names = [tier.tier_type for tier in tiers]
-        if len({CPULoadStoreSpec.medium(), *self._names}) <= len(self._names):
-            raise ConfigError(
-                f"every tier needs a name of its own, and none is {CPULoadStoreSpec.medium()}: {self._names}"
-            )
+        self._names = names_of(tiers)
         self._runner = OpRunner(tiers, region, clock=clock)
         quarter = max(1, region.n_slots // 4)
         self._planner = TieringPlanner(
@@ -108,7 +105,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
 
         At the deadline it answers with what it knows by then.
         """
-        tiers = self._allowed(ctx)
+        tiers = allowed_tiers(self._names, ctx)
         ready = await super().lookup(keys, ctx)
         if ready == len(keys) or not tiers:
             return ready
@@ -206,15 +203,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
         """Per tier: blocks promoted; cascades ``in_flight``, ``stored``, ``shed`` and ``failed``; and as
         ``refused_missing``, ``refused_corrupt`` and so on how often it could not give a block that was asked for.
         """
-        planner = self._planner
-        return {
-            name: {
-                "promoted": planner.promoted[tier],
-                **planner.cascade_counts(tier),
-                **{f"refused_{status.value}": count for status, count in planner.refusals[tier].items()},
-            }
-            for tier, name in enumerate(self._names)
-        }
+        return counts_by_name(self._names, self._planner)
 
     def __repr__(self) -> str:
         state = "broken" if self._failure is not None else "closed" if self._closed else "open"
@@ -226,7 +215,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
     async def _ticket(self, keys: Sequence[OffloadKey], mode: Mode, ctx: RequestContext) -> AsyncIterator[Ticket]:
         """A ticket that is closed whatever happens; callers open theirs piece by piece, so that the loop breathes."""
         self._check_open()
-        tiers = self._allowed(ctx)
+        tiers = allowed_tiers(self._names, ctx)
         ticket = self._plan(self._planner.open, (), mode, ctx.priority, tiers=tiers, deadline=ctx.deadline)
         try:
             for start in range(0, len(keys), STRETCH_BLOCKS):
@@ -245,13 +234,6 @@ class TieringOffloadingManager(CPUOffloadingManager):
             self._plan(self._planner.close, ticket)
         finally:
             self._announce(ticket)
-
-    def _allowed(self, ctx: RequestContext) -> int:
-        if ctx.tiers is None:
-            return EVERY_TIER
-        if unknown := ctx.tiers.difference(self._names):
-            raise InvalidArgument(f"there is no tier {', '.join(sorted(unknown))}; there are {', '.join(self._names)}")
-        return sum(1 << self._names.index(name) for name in ctx.tiers)
 
     async def _until_done(self, ticket: Ticket) -> None:
         while not ticket.done:

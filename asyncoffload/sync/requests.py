@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from asyncoffload.core.searches import Search
-from asyncoffload.core.tiering import EVERY_TIER, TieringPlanner
-from asyncoffload.errors import InvalidArgument
+from asyncoffload.core.tiering import TieringPlanner
 from asyncoffload.keys import OffloadKey
+from asyncoffload.managers.tier_names import allowed_tiers
 from asyncoffload.types import LookupResult, RequestContext
 
 _MISS = LookupResult.MISS
@@ -40,7 +40,7 @@ class Requests:
         search = self._searches.get(ctx.request_id)
         if search is None:
             search = self._searches[ctx.request_id] = self._planner.search(
-                ctx.priority, tiers=self._allowed(ctx), deadline=ctx.deadline
+                ctx.priority, tiers=allowed_tiers(self._names, ctx), deadline=ctx.deadline
             )
         if search.deadline is not None and not search.over and self._clock() >= search.deadline:
             self._planner.expire(search)
@@ -76,10 +76,3 @@ class Requests:
                 for key in self._told:
                     self._planner.forgive(nameless, key)
             self._told.clear()
-
-    def _allowed(self, ctx: RequestContext) -> int:
-        if ctx.tiers is None:
-            return EVERY_TIER
-        if unknown := ctx.tiers.difference(self._names):
-            raise InvalidArgument(f"there is no tier {', '.join(sorted(unknown))}; there are {', '.join(self._names)}")
-        return sum(1 << self._names.index(name) for name in ctx.tiers)

@@ -15,7 +15,6 @@ from asyncoffload.core.primary import Primary, PrimaryStats
 from asyncoffload.core.tiering import MAX_OP_BLOCKS, TieringPlanner
 from asyncoffload.errors import (
     ClosedError,
-    ConfigError,
     InternalError,
     OffloadError,
     TierUnavailable,
@@ -25,13 +24,14 @@ from asyncoffload.keys import OffloadKey
 from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY
 from asyncoffload.managers.events import EventSubscription
 from asyncoffload.managers.runner import OpRunner
+from asyncoffload.managers.tier_names import counts_by_name, names_of
 from asyncoffload.managers.tiering import DEFAULT_PROMOTION_BYTES
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.sync.conductor import Conductor
 from asyncoffload.sync.promises import Promises
 from asyncoffload.sync.requests import Requests
 from asyncoffload.tiers.base import SecondaryTierManager
-from asyncoffload.types import CPULoadStoreSpec, OffloadingEvent
+from asyncoffload.types import OffloadingEvent
 
 GRACE_SECONDS = 1.0
 """How much longer the end of what runs may take to be told than to come."""
@@ -71,11 +71,7 @@ class SteppedManager:
         clock: Callable[[], float] = time.monotonic,
         loop: LoopThread | None = None,
     ) -> None:
-        self._names = [tier.tier_type for tier in tiers]
-        if len({CPULoadStoreSpec.medium(), *self._names}) <= len(self._names):
-            raise ConfigError(
-                f"every tier needs a name of its own, and none is {CPULoadStoreSpec.medium()}: {self._names}"
-            )
+        self._names = names_of(tiers)
         quarter = max(1, region.n_slots // 4)
         table = BlockTable(region.n_slots, policy or LRU(), n_tiers=len(tiers), held_among=region.held_among)
         self._ready: dict[OffloadKey, int] = table.ready
@@ -174,15 +170,7 @@ class SteppedManager:
         ``refused_missing``, ``refused_corrupt`` and so on how often it could not give a block that was asked for.
         """
         with self._call:
-            planner = self._planner
-            return {
-                name: {
-                    "promoted": planner.promoted[tier],
-                    **planner.cascade_counts(tier),
-                    **{f"refused_{status.value}": count for status, count in planner.refusals[tier].items()},
-                }
-                for tier, name in enumerate(self._names)
-            }
+            return counts_by_name(self._names, self._planner)
 
     def has_pending_work(self) -> bool:
         """Whether an op is in flight, or something waits to be started or settled."""

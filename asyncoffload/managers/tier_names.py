@@ -1,0 +1,49 @@
+"""The planner knows tiers by index, everybody else by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from asyncoffload.core.tiering import EVERY_TIER, TieringPlanner
+from asyncoffload.errors import ConfigError, InvalidArgument
+from asyncoffload.tiers.base import SecondaryTierManager
+from asyncoffload.types import CPULoadStoreSpec, RequestContext
+
+
+def names_of(tiers: Sequence[SecondaryTierManager]) -> list[str]:
+    """The tiers' names, by index.
+
+    Raises:
+        ConfigError: two tiers have the same name, or one has that of the primary.
+    """
+    names = [tier.tier_type for tier in tiers]
+    if len({CPULoadStoreSpec.medium(), *names}) <= len(names):
+        raise ConfigError(f"every tier needs a name of its own, and none is {CPULoadStoreSpec.medium()}: {names}")
+    return names
+
+
+def allowed_tiers(names: Sequence[str], ctx: RequestContext) -> int:
+    """One bit for each tier that may serve a call.
+
+    Raises:
+        InvalidArgument: the context names a tier that does not exist.
+    """
+    if ctx.tiers is None:
+        return EVERY_TIER
+    if unknown := ctx.tiers.difference(names):
+        raise InvalidArgument(f"there is no tier {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    return sum(1 << names.index(name) for name in ctx.tiers)
+
+
+def counts_by_name(names: Sequence[str], planner: TieringPlanner) -> dict[str, dict[str, int]]:
+    """Per tier: blocks promoted; cascades ``in_flight``, ``stored``, ``shed`` and ``failed``; and as
+    ``refused_missing``, ``refused_corrupt`` and so on how often it could not give a block that was asked for.
+    """
+    return {
+        name: {
+            "promoted": planner.promoted[tier],
+            **planner.cascade_counts(tier),
+            **{f"refused_{status.value}": count for status, count in planner.refusals[tier].items()},
+        }
+        for tier, name in enumerate(names)
+    }
