@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ClosedError as ClosedError,
         ConfigError as ConfigError,
         CorruptBlockError as CorruptBlockError,
+        DeviceError as DeviceError,
         InternalError as InternalError,
         InvalidArgument as InvalidArgument,
         LeaseClosedError as LeaseClosedError,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from asyncoffload.managers.tiering import TieringOffloadingManager as TieringOffloadingManager
     from asyncoffload.memory.region import HostRegion as HostRegion
     from asyncoffload.offloader import (
+        LayerArrival as LayerArrival,
         LoadResult as LoadResult,
         Offloader as Offloader,
         OffloaderStats as OffloaderStats,
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     )
     from asyncoffload.workers.base import OffloadingHandler as OffloadingHandler, Transfer as Transfer
     from asyncoffload.workers.device_host import DeviceHostHandler as DeviceHostHandler
+    from asyncoffload.workers.devices import device_for as device_for
     from asyncoffload.workers.worker import OffloadingWorker as OffloadingWorker
 
 _NAMES_BY_MODULE = {
@@ -94,7 +97,7 @@ _NAMES_BY_MODULE = {
     "config": "FileSystemTierSettings MemoryTierSettings OffloaderSettings",
     "core.policies": "ARC LRU EvictionPolicy",
     "errors": (
-        "BlocksUnavailable CapacityError ClosedError ConfigError CorruptBlockError InternalError "
+        "BlocksUnavailable CapacityError ClosedError ConfigError CorruptBlockError DeviceError InternalError "
         "InvalidArgument LeaseClosedError OffloadError TierIOError TierUnavailable TransferError "
         "TransferNotFinished TransferTimeout WrongLoopError"
     ),
@@ -104,7 +107,7 @@ _NAMES_BY_MODULE = {
     "managers.leases": "LoadLease StoreLease",
     "managers.tiering": "TieringOffloadingManager",
     "memory.region": "HostRegion",
-    "offloader": "LoadResult Offloader OffloaderStats StoreResult",
+    "offloader": "LayerArrival LoadResult Offloader OffloaderStats StoreResult",
     "tiers.base": "SecondaryTierManager",
     "tiers.example": "ExampleSecondaryTierManager",
     "tiers.fs.manager": "FileSystemTierManager",
@@ -114,6 +117,7 @@ _NAMES_BY_MODULE = {
         "Status TransferJob TransferResult TransferSpec"
     ),
     "workers.base": "OffloadingHandler Transfer",
+    "workers.devices": "device_for",
     "workers.device_host": "DeviceHostHandler",
     "workers.worker": "OffloadingWorker",
 }

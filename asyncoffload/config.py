@@ -133,6 +133,22 @@ class OffloaderSettings(Settings):
     copy_threads: PositiveInt = Field(
         2, description="Threads that copy between device and host memory where the device is the processor itself."
     )
+    pin_memory: Literal["auto", "off"] = Field(
+        "auto",
+        description="Whether host memory is locked for direct access by an accelerator. `auto` does it where the KV "
+        "caches lie on one, and goes on without, with a warning, where the system refuses: copies are then several "
+        "times slower. `off` saves the seconds that locking takes at start.",
+    )
+    block_dim: Literal[0, 1] = Field(
+        0,
+        description="Which dimension of the KV caches counts blocks. 1 is for tensors of shape `(2, num_blocks, ...)`, "
+        "with K and V one after the other.",
+    )
+    layer_order: Annotated[tuple[tuple[int, int], ...] | None, BeforeValidator(_tuples_for_lists)] = Field(
+        None,
+        description="The pairs (group, layer) in the order in which the model runs them, for loads that arrive layer "
+        "by layer. By default group by group, which is right for models with one group.",
+    )
     model: str = Field(
         "unnamed",
         description="The weights that the blocks belong to. It is part of what decides whether stored bytes may be "

@@ -104,5 +104,19 @@ class TransferTimeout(TransferError, TimeoutError):
     """A transfer did not end within its deadline."""
 
 
+class DeviceError(TransferError):
+    """The device or its driver refused a call, or reports that earlier work failed.
+
+    Attributes:
+        code: the driver's number for what happened; 0 where it gave none.
+        lost: the device takes no further work in this process.
+    """
+
+    def __init__(self, message: str, *, code: int = 0, lost: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.lost = lost
+
+
 class InternalError(Exception):
     """A bug in asyncoffload itself, not a mistake of the caller: please report it."""

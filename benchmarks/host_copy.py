@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from asyncoffload.device.cpu import CPUDevice
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.types import CPULoadStoreSpec, GPULoadStoreSpec, KVGroup, KVLayout
 from asyncoffload.workers.device_host import DeviceHostHandler
@@ -48,7 +49,7 @@ class Rig:
         self.caches = [torch.ones(2 * n_moved, fragment_bytes, dtype=torch.uint8) for _ in range(LAYERS)]
         self.region = HostRegion(2 * n_moved, layout.block_bytes)
         self.region.tensor.fill_(2)
-        self.handler = DeviceHostHandler([self.caches], self.region, layout, copy_threads=copy_threads)
+        self.handler = DeviceHostHandler([self.caches], self.region, layout, device=CPUDevice(copy_threads))
         self.device = GPULoadStoreSpec(rng.permutation(2 * n_moved)[:n_moved])
         self.host = CPULoadStoreSpec(rng.permutation(2 * n_moved)[:n_moved])
         self.plain = torch.ones(2, MOVED_BYTES, dtype=torch.uint8)

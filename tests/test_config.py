@@ -43,7 +43,7 @@ def test_settings_are_frozen() -> None:
     [
         ({}, "host_bytes is missing: Host memory"),
         ({"host_byte": 1, "host_bytes": 1}, "unknown setting 'host_byte': did you mean 'host_bytes'?"),
-        ({"host_bytes": 1, "zzz": 1}, "unknown setting 'zzz': known are block_bytes, block_size,"),
+        ({"host_bytes": 1, "zzz": 1}, "unknown setting 'zzz': known are block_bytes, block_dim, block_size,"),
         ({"host_bytes": 0}, "host_bytes = 0: input should be greater than 0"),
         ({"host_bytes": "-8GiB"}, "host_bytes = '-8GiB' is not a size: write bytes, or a number with a unit"),
         ({"host_bytes": "8 parsecs"}, "host_bytes = '8 parsecs' is not a size"),

@@ -5,13 +5,19 @@ from __future__ import annotations
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from asyncoffload.cli.arguments import output as _output
+from asyncoffload.cli.arguments import size as _size
+from asyncoffload.cli.arguments import threads as _threads
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(bench, name="bench", help="Measure one part alone, against the fastest there is.")
 
 
 _TRAFFIC, _MEMORY, _DISK, _RUN = "Traffic", "Memory", "Disk", "The run and its results"
@@ -24,40 +30,20 @@ class LoopChoice(StrEnum):
     ASYNCIO = "asyncio"
 
 
+class BenchedDevice(StrEnum):
+    """What ``bench device`` measures on."""
+
+    AUTO = "auto"
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
 class DirectIO(StrEnum):
     """Whether the file system tier passes by the page cache."""
 
     AUTO = "auto"
     ON = "on"
     OFF = "off"
-
-
-def _size(text: str | int) -> int:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        size = TypeAdapter(ByteSize).validate_python(text)
-    except ValidationError:
-        raise typer.BadParameter(
-            f'{text!r} is not a size: write bytes, or a number with a unit such as "8GiB"'
-        ) from None
-    if size <= 0:
-        raise typer.BadParameter(f"{text!r} is not more than 0 bytes")
-    return size
-
-
-def _threads(text: str) -> int | Literal["auto"]:
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is neither a number of threads nor auto")
-    return int(text)
-
-
-def _output(path: Path | None) -> Path | None:
-    if path is not None and not path.parent.is_dir():
-        raise typer.BadParameter(f"{path.parent} is not a directory: make it first")
-    return path
 
 
 def _show_version(wanted: bool) -> None:
@@ -211,5 +197,59 @@ def replay(
         loop=loop.value,
         json=json,
         plot=plot,
+    )
+    raise typer.Exit(command.run())
+
+
+@bench.command("device")
+def bench_device(
+    on: Annotated[
+        BenchedDevice, typer.Option("--device", help="Measure on this device; auto is CUDA where there is one.")
+    ] = BenchedDevice.AUTO,
+    copy_threads: Annotated[int, typer.Option(min=1, help="Threads that copy, where the device is the CPU.")] = 2,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer sizes and rounds: about a quarter of the time.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Measure only this, more than once for more: speed, both, loop, latency, submission, compute, "
+            "threads, layers, pinning, engines.",
+            show_default="all",
+        ),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_output, dir_okay=False, help="Write all figures to this file, anew after each measurement."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_output, dir_okay=False, help="Draw speeds, aims and engines by page size into this PNG file."
+        ),
+    ] = None,
+) -> None:
+    """Measure the transfers between a device and host memory, against raw copies of the same bytes.
+
+    Two ways of the same run in turns, with random data, into destinations that were overwritten before; a figure is
+    the median of the rounds, with its quartiles, its aim and whether it is met. Every byte is compared afterwards;
+    1 GB is 1e9 bytes, and each byte copied counts once. A measurement that fails says so in its row, and the others
+    still run. Ctrl-C ends with the figures so far.
+
+    - `asyncoffload bench device`: everything; a few minutes
+
+    - `asyncoffload bench device --quick --json figures.json --plot figures.png`
+
+    - `asyncoffload bench device --only engines`: every way of copying, and which of them was chosen for what
+
+    The exit status is 0 when everything could be measured, whether aims are met or not; 1 when something failed, wrong
+    bytes above all; 2 when the run could not start; 130 when it was interrupted.
+    """
+    from asyncoffload.cli.bench_device_command import BenchDeviceCommand
+
+    command = BenchDeviceCommand(
+        device=on.value, copy_threads=copy_threads, quick=quick, only=only or (), json=json, plot=plot
     )
     raise typer.Exit(command.run())

@@ -10,10 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
 
 from asyncoffload.core.coalesce import CopyBatch, coalesce
+from asyncoffload.device.base import Direction, EngineCount
 from asyncoffload.device.batch_copy import MAX_COPIES_PER_CALL, BatchCopy, best_batch_copy
+from asyncoffload.device.cpu_streams import Copy, CPUEvent, CPUStream
 from asyncoffload.errors import ClosedError, InvalidArgument, TransferError
 
 PIECE_BYTES = 16 << 20
@@ -24,149 +28,7 @@ SHARED_PIECE_BYTES = 1 << 20
 """Copies of more than this are cut so that every thread has a piece."""
 
 
-class Copy:
-    """A batch of copies in a stream.
-
-    Attributes:
-        position: its number in the stream, from 1.
-        ended: nothing touches its memory any more, and nothing will.
-        complete: every byte was copied.
-        error: why a part of it failed.
-        ended_at: seconds of the engine's clock, once ended.
-    """
-
-    def __init__(self, position: int, make_batch: Callable[[], CopyBatch] | None, keep_alive: object = None) -> None:
-        self.position = position
-        self.ended = False
-        self.error: TransferError | None = None
-        self.ended_at = 0.0
-        self._waiting_for: tuple[tuple[CPUStream, int], ...] = ()
-        self._make_batch = make_batch
-        self._pieces: Sequence[CopyBatch] | None = None  # until a thread has planned them
-        self._keep_alive = keep_alive
-        self._given_out = 0
-        self._copied = 0
-        self._running = 0
-        self._stopped = False
-
-    @property
-    def complete(self) -> bool:
-        return self.ended and self._pieces is not None and self._copied == len(self._pieces)
-
-    @property
-    def started(self) -> bool:
-        """Whether a thread was given any part of it to copy."""
-        return self._given_out > 0
-
-    def __repr__(self) -> str:
-        state = "ended" if self.ended else f"{self._copied} of {len(self._pieces or ()) or '?'} pieces"
-        return f"Copy({self.position}, {state}{f', {self.error}' if self.error else ''})"
-
-
-class CPUStream:
-    """Copies one after the other, in the order of submission. Made by :meth:`CPUCopyEngine.stream`."""
-
-    def __init__(self, engine: CPUCopyEngine, name: str) -> None:
-        self.name = name
-        self._engine = engine
-        self._queue: deque[Copy] = deque()
-        self._last = Copy(0, None)
-        self._last.ended = True
-        self._waits: list[tuple[CPUStream, int]] = []
-
-    @property
-    def position(self) -> int:
-        """The number of the last copy submitted."""
-        return self._last.position
-
-    def copy(self, batch: CopyBatch | Callable[[], CopyBatch], *, keep_alive: object) -> Copy:
-        """Queue a batch.
-
-        Args:
-            batch: what to copy. Nobody else may write the memory involved until the copy has ended. Or a function
-                that tells: a thread of the engine calls it, and the caller is spared some tens of microseconds.
-            keep_alive: owns that memory; referenced until the copy has ended.
-
-        Raises:
-            ClosedError: the engine was closed.
-        """
-        return self._engine._submit(self, batch, keep_alive)
-
-    def wait_for(self, other: CPUStream, position: int) -> None:
-        """What is submitted from now on starts after the copies of ``other`` up to ``position`` have ended."""
-        self._waits.append((other, position))
-
-    def withdraw(self, copy: Copy) -> bool:
-        """Take a copy back if it has not started; it then has ended, incomplete. Returns whether that was so."""
-        return self._engine._withdraw(self, copy)
-
-    def stop(self, copy: Copy) -> None:
-        """Withdraw the copy or, where it runs, let it end after the pieces that are running now."""
-        self._engine._stop(self, copy)
-
-    def __repr__(self) -> str:
-        return f"CPUStream({self.name}, {len(self._queue)} of {self.position} copies to go)"
-
-    def _has_passed(self, position: int) -> bool:
-        return not self._queue or self._queue[0].position > position
-
-    def _head(self) -> Copy | None:
-        """The oldest copy if a thread may take a piece of it now."""
-        if not self._queue:
-            return None
-        head = self._queue[0]
-        if head._stopped or (head._running > 0 if head._pieces is None else head._given_out == len(head._pieces)):
-            return None
-        return head if all(stream._has_passed(position) for stream, position in head._waiting_for) else None
-
-
-class CPUEvent:
-    """A mark behind the last copy of a stream, with the surface of ``torch.cuda.Event``.
-
-    It has passed when that copy has ended; a copy that was withdrawn ends at once, whatever lies before it.
-    """
-
-    def __init__(self) -> None:
-        self._stream: CPUStream | None = None
-        self._copy: Copy | None = None
-
-    def record(self, stream: CPUStream) -> None:
-        """Mark everything submitted to the stream so far."""
-        self._stream, self._copy = stream, stream._last
-
-    def query(self) -> bool:
-        """Whether the marked copy has ended; True when nothing was recorded.
-
-        Raises:
-            TransferError: it has ended by failing.
-        """
-        copy = self._copy
-        if copy is None:
-            return True
-        if copy.ended and copy.error is not None:
-            raise copy.error
-        return copy.ended
-
-    def synchronize(self) -> None:
-        """Block the thread, without the GIL, until the marked copy has ended.
-
-        Raises:
-            TransferError: it has ended by failing.
-        """
-        if self._stream is not None and self._copy is not None:
-            self._stream._engine._join(self._copy)
-        self.query()
-
-    def wait(self, stream: CPUStream) -> None:
-        """Make what is submitted to ``stream`` from now on start after the marked copy."""
-        if self._stream is not None and self._copy is not None:
-            stream.wait_for(self._stream, self._copy.position)
-
-    def __repr__(self) -> str:
-        return f"CPUEvent({self._copy!r})"
-
-
-class CPUCopyEngine:
+class CPUDevice:
     """Threads that perform the copies of any number of streams. They start with the first copy.
 
     Args:
@@ -200,13 +62,27 @@ class CPUCopyEngine:
         self._idle = 0  # threads that wait for work, or were woken a moment ago
         self._waking = False  # one of them was woken for new work, and has not looked yet
         self._closed = False
+        self._batches = self._fragments = self._nbytes = 0
 
-    def stream(self, name: str) -> CPUStream:
-        """A new stream."""
+    def reaches(self, device: torch.device) -> bool:
+        """Host memory, and no other."""
+        return device.type == "cpu"
+
+    def stream(self, name: str, direction: Direction = "load") -> CPUStream:  # noqa: ARG002 (all streams are alike)
+        """A new stream; both directions are the same here."""
         stream = CPUStream(self, name)
         with self._lock:
             self._streams.append(stream)
         return stream
+
+    def event(self) -> CPUEvent:
+        """A new event, to be recorded in a stream."""
+        return CPUEvent()
+
+    def engines(self) -> Mapping[str, EngineCount]:
+        """The one way of copying: ``copy_vectored``, ``copy_one_by_one``, or what was passed."""
+        name = getattr(self._batch_copy, "__name__", type(self._batch_copy).__name__)
+        return {name: EngineCount(self._batches, self._fragments, self._nbytes)}
 
     def close(self) -> None:
         """Withdraw what has not started and let the threads end; idempotent.
@@ -226,12 +102,12 @@ class CPUCopyEngine:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._threads)} threads"
-        return f"CPUCopyEngine({state}, {list(self._streams)})"
+        return f"CPUDevice({state}, {list(self._streams)})"
 
     def _submit(self, stream: CPUStream, batch: CopyBatch | Callable[[], CopyBatch], keep_alive: object) -> Copy:
         with self._lock:
             if self._closed:
-                raise ClosedError("the copy engine was closed")
+                raise ClosedError("the device was closed")
             make_batch = (lambda: batch) if isinstance(batch, CopyBatch) else batch
             copy = Copy(stream._last.position + 1, make_batch, keep_alive)
             if stream._waits:
@@ -294,10 +170,11 @@ class CPUCopyEngine:
         if turn is None:
             return False
         stream, copy, piece = turn
-        what, error = "a copy", None
+        what, error, fragments, nbytes = "a copy", None, 0, 0
         try:
             if isinstance(piece, CopyBatch):
-                what = f"a copy of {piece.total_bytes} bytes"
+                fragments, nbytes = len(piece), piece.total_bytes
+                what = f"a copy of {nbytes} bytes"
                 self._batch_copy(piece)
             else:
                 self._planned(stream, copy, self._plan(piece))
@@ -306,7 +183,7 @@ class CPUCopyEngine:
             # Whatever went wrong belongs to this copy alone: the thread serves the next one.
             error = TransferError(f"{what} failed: {cause}")
             error.__cause__ = cause
-        self._piece_ended(stream, copy, error)
+        self._piece_ended(stream, copy, error, fragments, nbytes)
         return True
 
     def _next_turn(self) -> tuple[CPUStream, Copy, CopyBatch | Callable[[], CopyBatch]] | None:
@@ -345,11 +222,16 @@ class CPUCopyEngine:
             if copy._stopped and not copy.ended:
                 self._end(stream, copy)
 
-    def _piece_ended(self, stream: CPUStream, copy: Copy, error: TransferError | None) -> None:
+    def _piece_ended(
+        self, stream: CPUStream, copy: Copy, error: TransferError | None, fragments: int, nbytes: int
+    ) -> None:
         with self._lock:
             copy._running -= 1
             if error is None:
                 copy._copied += 1
+                self._batches += 1
+                self._fragments += fragments
+                self._nbytes += nbytes
             else:
                 copy.error = copy.error or error
                 copy._stopped = True

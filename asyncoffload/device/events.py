@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from asyncoffload.errors import TransferError
+from asyncoffload.errors import DeviceError, TransferError
 
 
 class DeviceEvent(Protocol):
@@ -27,13 +27,14 @@ def probe(event: DeviceEvent) -> tuple[bool, TransferError | None]:
     """Whether the marked work has ended, and why it failed; never raises.
 
     Devices report a failure of earlier work by raising from whatever call comes next, with an exception type of
-    their own: here all of them become :class:`TransferError`.
+    their own: here all but :class:`TransferError` become :class:`DeviceError`.
     """
     try:
         return event.query(), None
     except TransferError as error:
         return True, error
     except Exception as error:
-        failure = TransferError(f"the device reports that a transfer failed: {error}")
+        code = getattr(error, "error_code", 0)  # torch.AcceleratorError has it
+        failure = DeviceError(f"the device reports that a transfer failed: {error}", code=code)
         failure.__cause__ = error
         return True, failure

@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final
+from weakref import WeakSet
 
 import numpy as np
 import torch
 
 from asyncoffload.errors import CapacityError, ClosedError, InvalidArgument
-from asyncoffload.types import Int32s
+from asyncoffload.memory.first_touch import first_touch, sensible_threads, wiped_on_fork
+from asyncoffload.memory.pinning import MemoryPin, Pinned, Pinner, PinReport, address_of, keep_mapped
+from asyncoffload.types import Int32s, Int64s
+
+__all__ = ["HostRegion", "PinReport", "Pinned", "Pinner", "SlotHold"]
 
 _log = logging.getLogger(__name__)
 
-_mapped_for_good: Final[list[mmap.mmap]] = []
-"""Memory of regions that were closed under a holder: a late write must not hit somebody else's memory."""
+_pinned_regions: Final[WeakSet[HostRegion]] = WeakSet()
+"""Those that a forked child must not take for pinned, nor, where their pages did not go with it, for memory."""
 
 
 class SlotHold:
@@ -55,19 +61,34 @@ class SlotHold:
 class HostRegion:
     """Page-aligned host memory of ``n_slots`` slots of ``slot_bytes`` bytes.
 
-    Holding, asking and letting go may happen on any thread. Memory that was never written costs address space only.
+    Holding, asking and letting go may happen on any thread. Memory that was never written costs address space only,
+    until it is touched or pinned, for which the caller is blocked: allow 0.1 to 1 s per GB.
+
+    A pinned region has to be closed: until then its memory stays mapped and pinned, also without a reference. After a
+    ``fork`` the child finds the region closed if the memory is private, and unpinned if it is shared.
 
     Args:
         n_slots: number of slots, at least 1.
         slot_bytes: bytes of one slot, at least 1.
         memory: where the slots lie, from its first byte on; by default zeroed memory that is private to this process.
+        pinner: pins the memory, as :meth:`pin`.
+        touch_threads: threads that make all pages present at once; 0: each comes when it is first used. By default
+            as many as are of use if there is a pinner, and none otherwise.
 
     Raises:
         InvalidArgument: a size is not positive, or the slots do not fit into ``memory``.
         CapacityError: the memory cannot be had.
     """
 
-    def __init__(self, n_slots: int, slot_bytes: int, memory: mmap.mmap | None = None) -> None:
+    def __init__(
+        self,
+        n_slots: int,
+        slot_bytes: int,
+        memory: mmap.mmap | None = None,
+        *,
+        pinner: Pinner | None = None,
+        touch_threads: int | None = None,
+    ) -> None:
         if n_slots <= 0 or slot_bytes <= 0:
             raise InvalidArgument(f"a region needs at least one slot of one byte, got {n_slots} x {slot_bytes} bytes")
         if memory is not None and len(memory) < n_slots * slot_bytes:
@@ -82,11 +103,36 @@ class HostRegion:
         self._released: set[int] = set()
         self._asked: set[int] = set()
         self._notify: Callable[[], None] | None = None
+        self._pin = MemoryPin()
+        self._is_private = False
+        if pinner is not None:
+            self._attempt_pin(pinner, touch_threads, zeros=memory is None)
+        else:
+            first_touch(address_of(self._memory), self.nbytes, touch_threads or 0, zeros=memory is None)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the whole region."""
         return self.n_slots * self.slot_bytes
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a device reads and writes all of the memory without the processor."""
+        return self._pin.holds
+
+    @property
+    def pin_report(self) -> PinReport | None:
+        """How the attempt at pinning went; None: there was none."""
+        return self._pin.report
+
+    @property
+    def seams(self) -> Int64s:
+        """Addresses, ascending, int64 of shape ``(n,)``, that no copy of a device may cross; none is within a slot.
+
+        Memory is pinned in pieces, and those meet there: for the device, neighbouring slots of two pieces are not one
+        run of memory.
+        """
+        return self._pin.seams
 
     @property
     def view(self) -> memoryview:
@@ -162,23 +208,54 @@ class HostRegion:
         """
         self._notify = notify
 
-    def close(self) -> None:
-        """Give the memory back once nobody looks at it any more. Idempotent.
+    def pin(self, pinner: Pinner, *, touch_threads: int | None = None) -> None:
+        """Pin the memory; where that fails it stays pageable, with a warning. Blocks; the region may be in use.
 
-        A region with holders stays mapped for good, with a warning; views that are still referenced keep it mapped
-        until they are dropped. Nothing can be held or viewed afterwards.
+        A region is pinned once, for all devices: further calls do nothing, also after a failure. Processes that share
+        the memory pin it each for themselves.
+
+        Raises:
+            CapacityError: the machine has not as much memory as was mapped.
+            ClosedError: the region was closed.
+        """
+        self._attempt_pin(pinner, touch_threads, zeros=False)
+
+    def close(self) -> None:
+        """Unpin the memory, and give it back once nobody looks at it any more. Idempotent.
+
+        Blocks for the unpinning, about 0.1 s per GB. A region with holders stays mapped and pinned for good, with a
+        warning; so does one that cannot be unpinned. Views that are still referenced keep the memory mapped until
+        they are dropped. Nothing can be held or viewed afterwards.
         """
         with self._lock:
             memory, self._memory = self._memory, None
-            held = self.n_slots - self._holders.count(0)
-            if memory is None or not held:
-                return
-            _mapped_for_good.append(memory)
-        _log.warning("%d slots are still in use: the region's %d bytes stay mapped", held, self.nbytes)
+        if memory is not None:
+            self._give_back(memory)
 
     def __repr__(self) -> str:
         state = "closed" if self._memory is None else f"{self.n_slots - self._holders.count(0)} held"
-        return f"HostRegion({self.n_slots} slots x {self.slot_bytes} bytes, {state})"
+        pinned = ", pinned" if self.pinned else ""
+        return f"HostRegion({self.n_slots} slots x {self.slot_bytes} bytes, {state}{pinned})"
+
+    def _attempt_pin(self, pinner: Pinner, touch_threads: int | None, *, zeros: bool) -> None:
+        threads = sensible_threads() if touch_threads is None else touch_threads
+        memory = self._open_memory()
+        # The child would share private pages until one side writes, and that parts this process from the pages that
+        # the device knows; newer kernels copy all of them in the fork instead.
+        self._is_private = wiped_on_fork(address_of(memory), self.nbytes)
+        _pinned_regions.add(self)
+        self._pin.attempt(memory, self.nbytes, self.slot_bytes, pinner, threads, zeros=zeros)
+        if self._memory is None:  # closed meanwhile
+            self._give_back(memory)
+
+    def _give_back(self, memory: mmap.mmap) -> None:
+        with self._lock:
+            held = self.n_slots - self._holders.count(0)
+        if held:  # a late write must not hit somebody else's memory
+            keep_mapped(memory)
+            _log.warning("%d slots are still in use: the region's %d bytes stay mapped", held, self.nbytes)
+        else:
+            self._pin.undo(memory)
 
     def _open_memory(self) -> mmap.mmap:
         memory = self._memory
@@ -208,6 +285,17 @@ class HostRegion:
                 self._asked.difference_update(idle)
         if awaited and self._notify is not None:
             self._notify()
+
+
+def _forget_pins() -> None:
+    """In a forked child."""
+    for region in tuple(_pinned_regions):
+        region._pin.forget()
+        if region._is_private:
+            region._memory = None
+
+
+os.register_at_fork(after_in_child=_forget_pins)
 
 
 def _anonymous(nbytes: int) -> mmap.mmap:

@@ -28,7 +28,7 @@ from typing import Final
 import numpy as np
 
 from asyncoffload.errors import CapacityError, ClosedError, ConfigError, TierUnavailable
-from asyncoffload.memory.region import HostRegion
+from asyncoffload.memory.region import HostRegion, Pinner
 from asyncoffload.types import Int64s
 
 _log = logging.getLogger(__name__)
@@ -49,13 +49,15 @@ _groups_lock = threading.Lock()
 class SharedRegion:
     """A member's view of a region that a group of processes on one machine shares.
 
-    Joining blocks for as long as it takes to find or make the memory: milliseconds.
+    Joining blocks for as long as it takes to find or make the memory: milliseconds; and with a pinner for as long as
+    that takes.
 
     Args:
         name: what the members have in common; one living group of this user has it.
         member: who this is, one of ``members``.
         members: all of them, in the same order for everybody.
         n_slots, slot_bytes: as for :class:`HostRegion`; the same for everybody.
+        pinner: pins the region in this process, as :meth:`HostRegion.pin`; each process pins it for itself.
 
     Raises:
         ConfigError: the member is there already, or another member has a different idea of the group.
@@ -63,7 +65,16 @@ class SharedRegion:
         TierUnavailable: somebody else has the name and does not answer.
     """
 
-    def __init__(self, name: str, member: str, members: Sequence[str], n_slots: int, slot_bytes: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        member: str,
+        members: Sequence[str],
+        n_slots: int,
+        slot_bytes: int,
+        *,
+        pinner: Pinner | None = None,
+    ) -> None:
         if member not in members:
             raise ConfigError(f"{member!r} is not a member of {name!r}: its members are {', '.join(members)}")
         self.name = name
@@ -89,6 +100,12 @@ class SharedRegion:
             group.here.add(member)
         self._group: _Group | None = group
         self.notes[0] = os.getpid()
+        if pinner is not None:
+            try:
+                self.region.pin(pinner)
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def region(self) -> HostRegion:

@@ -1,6 +1,7 @@
 """The whole stack behind one object."""
 
+from asyncoffload.offloader.arrival import LayerArrival
 from asyncoffload.offloader.offloader import Offloader
 from asyncoffload.offloader.results import LoadResult, OffloaderStats, StoreResult
 
-__all__ = ["LoadResult", "Offloader", "OffloaderStats", "StoreResult"]
+__all__ = ["LayerArrival", "LoadResult", "Offloader", "OffloaderStats", "StoreResult"]

@@ -32,9 +32,11 @@ class Copies:
         self._worker = worker
         self._transfers: list[Transfer] = []
 
-    def submit(self, source: LoadStoreSpec, destination: LoadStoreSpec) -> None:
+    def submit(self, source: LoadStoreSpec, destination: LoadStoreSpec, *, by_layer: bool = False) -> Transfer:
         """Launch one more copy; see :meth:`OffloadingWorker.submit`."""
-        self._transfers.append(self._worker.submit(next(_job_ids), (source, destination)))
+        transfer = self._worker.submit(next(_job_ids), (source, destination), by_layer=by_layer)
+        self._transfers.append(transfer)
+        return transfer
 
     async def __aenter__(self) -> Self:
         return self

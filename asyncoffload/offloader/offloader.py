@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Self
 
-import torch
-
+from asyncoffload.aio.io_threads import IOThreads
+from asyncoffload.aio.waiting import outlive
 from asyncoffload.config import OffloaderSettings
 from asyncoffload.core.policies import EvictionPolicy
 from asyncoffload.errors import CapacityError, ClosedError, TransferError
@@ -21,10 +21,19 @@ from asyncoffload.managers.events import EventSubscription
 from asyncoffload.managers.tiering import TieringOffloadingManager
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.offloader.addressing import DeviceBlocks, DeviceMap
+from asyncoffload.offloader.arrival import LayerArrival, under_way
 from asyncoffload.offloader.copies import Copies
 from asyncoffload.offloader.pipeline import Stretch, pipeline
 from asyncoffload.offloader.results import LoadResult, OffloaderStats, StoreResult
-from asyncoffload.offloader.wiring import KVCaches, grouped, layout_of, policy_for, region_for, tiers_for
+from asyncoffload.offloader.wiring import (
+    KVCaches,
+    grouped,
+    handler_for,
+    layout_of,
+    policy_for,
+    region_for,
+    tiers_for,
+)
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.types import (
     ANONYMOUS,
@@ -36,13 +45,14 @@ from asyncoffload.types import (
     Status,
 )
 from asyncoffload.workers.base import OffloadingHandler
-from asyncoffload.workers.device_host import DeviceHostHandler
+from asyncoffload.workers.caches import LayerCache, tensors_of
+from asyncoffload.workers.devices import pinner_for
 from asyncoffload.workers.worker import OffloadingWorker
 
 WINDOW_SLICES = 4
 
 TierFactory = Callable[[KVLayout, memoryview], SecondaryTierManager]
-HandlerFactory = Callable[[Sequence[Sequence[torch.Tensor]], HostRegion, KVLayout], OffloadingHandler]
+HandlerFactory = Callable[[Sequence[Sequence[LayerCache]], HostRegion, KVLayout], OffloadingHandler]
 
 
 class Offloader:
@@ -55,13 +65,17 @@ class Offloader:
     belong to the caller: ``load`` and ``store`` return or raise only when nothing touches them any more. A deadline in
     the context ends the waiting instead: ``load`` then returns the prefix that made it, ``store`` sheds the rest.
 
+    For KV caches on an accelerator, making one blocks while host memory is pinned, up to a second per GB: make it
+    before the event loop has others to serve. Close it: pinned memory stays pinned until then.
+
     Args:
         settings: or a mapping of them.
-        kv_caches: the layer tensors, shape ``(num_blocks, ...)``; or one list of them per KV-cache group.
+        kv_caches: the layer tensors, shape ``(num_blocks, ...)``, or tuples of them, as K and V apart; or one list of
+            layers per KV-cache group.
         policy: an eviction policy of one's own, instead of the one that the settings name.
         tiers: tiers of one's own, behind those of the settings: called with the layout and the primary's slots.
         handler: makes what copies between device blocks and slots, from the tensors by group, the region of slots and
-            the layout; by default threads of this process do, for tensors in host memory.
+            the layout; by default what suits the device that the tensors lie on.
 
     Raises:
         ConfigError: settings are wrong, or do not fit the tensors.
@@ -81,26 +95,29 @@ class Offloader:
         if not isinstance(settings, OffloaderSettings):
             settings = OffloaderSettings.parse(settings)
         policy = policy_for(settings) if policy is None else policy
-        groups = grouped(kv_caches)
+        groups = grouped(kv_caches, settings.block_dim)
         self._layout = layout_of(settings, groups)
-        self._region = region_for(settings, self._layout)
-        self._tiers = tiers_for(settings, self._layout, self._region.view)
-        self._tiers += [factory(self._layout, self._region.view) for factory in tiers]
-        self._manager = TieringOffloadingManager(
-            self._region,
-            self._tiers,
-            policy=policy,
-            store_threshold=settings.store_threshold,
-            block_size=self._layout.tokens_per_block,
-            promotion_bytes=settings.promotion_bytes,
-            cascade_blocks=settings.cascade_blocks,
-        )
-        make_handler = handler or partial(DeviceHostHandler, copy_threads=settings.copy_threads)
-        copier = make_handler(groups, self._region, self._layout)
-        self._worker = OffloadingWorker()
-        self._worker.register_handler(GPULoadStoreSpec, CPULoadStoreSpec, copier)
-        self._worker.register_handler(CPULoadStoreSpec, GPULoadStoreSpec, copier)
-        self._device = DeviceMap([len(layers[0]) for layers in groups], self._layout.block_size_factor)
+        self._region = region_for(settings, self._layout, pinner_for(groups))
+        with ExitStack() as undo:
+            undo.callback(self._region.close)
+            self._tiers = tiers_for(settings, self._layout, self._region.view)
+            self._tiers += [factory(self._layout, self._region.view) for factory in tiers]
+            self._manager = TieringOffloadingManager(
+                self._region,
+                self._tiers,
+                policy=policy,
+                store_threshold=settings.store_threshold,
+                block_size=self._layout.tokens_per_block,
+                promotion_bytes=settings.promotion_bytes,
+                cascade_blocks=settings.cascade_blocks,
+            )
+            copier = (handler or partial(handler_for, settings))(groups, self._region, self._layout)
+            self._worker = OffloadingWorker()
+            self._worker.register_handler(GPULoadStoreSpec, CPULoadStoreSpec, copier)
+            self._worker.register_handler(CPULoadStoreSpec, GPULoadStoreSpec, copier)
+            undo.pop_all()
+        n_blocks = [len(tensors[0]) for tensors in tensors_of(groups)]
+        self._device = DeviceMap(n_blocks, self._layout.block_size_factor)
         self._slice = min(settings.slice_blocks, self._region.n_slots)
         self._window = max(1, min(WINDOW_SLICES * self._slice, self._region.n_slots // 2))
         self._writing = 0
@@ -149,14 +166,23 @@ class Offloader:
         return await self._manager.lookup(keys, ctx)
 
     async def load(
-        self, keys: Sequence[OffloadKey], device_blocks: Sequence[int] | Int32s, ctx: RequestContext = ANONYMOUS
+        self,
+        keys: Sequence[OffloadKey],
+        device_blocks: Sequence[int] | Int32s,
+        ctx: RequestContext = ANONYMOUS,
+        *,
+        arrival: LayerArrival | None = None,
     ) -> LoadResult:
         """Bring the longest prefix that can be had into the device blocks.
 
         Blocks are copied to the device as they arrive from their tiers, while those behind them are still on the way.
 
+        Args:
+            arrival: a new one makes the copies layer by layer, and tells of each layer. A request of more blocks than
+                half of host memory comes in stretches, and its layers with the last of them.
+
         Raises:
-            InvalidArgument: keys or device blocks are malformed; nothing was moved.
+            InvalidArgument: keys or device blocks are malformed, or the arrival is not new; nothing was moved.
             TransferError: a copy to the device failed; the device blocks are undefined.
             ClosedError: the offloader was closed; the device blocks are undefined.
 
@@ -166,20 +192,9 @@ class Offloader:
         self._check_open()
         keys = keys_within(keys, ctx)
         blocks = self._device.blocks_of(keys, device_blocks, distinct=True)
-        await self._manager.touch(keys, ctx)
-        by_tier: Counter[str] = Counter()
-        start, stopped_by = 0, None
-        async with pipeline(partial(self._load_stretch, blocks, ctx)) as stretches:
-            while start < len(keys) and stopped_by is None:
-                got = await stretches.advance(Stretch(keys[start : start + self._window], start))
-                start += got.blocks
-                by_tier.update(got.by_tier)
-                stopped_by = got.stopped_by
-                if stopped_by is Status.SHED and got.blocks:
-                    # Out of slots, not out of blocks: go on with those that this stretch gives back.
-                    stopped_by = None
-                    await stretches.drain()
-        return LoadResult(start, dict(by_tier), stopped_by)
+        with under_way(arrival):
+            await self._manager.touch(keys, ctx)
+            return await self._load_in_stretches(keys, blocks, ctx, arrival)
 
     async def store(
         self, keys: Sequence[OffloadKey], device_blocks: Sequence[int] | Int32s, ctx: RequestContext = ANONYMOUS
@@ -253,7 +268,7 @@ class Offloader:
                 failure = error
             except Exception as error:
                 failure = failure or error
-        self._region.close()
+        await self._close_region()
         if failure is not None:
             raise failure
 
@@ -276,14 +291,39 @@ class Offloader:
 
     # ---- inside
 
-    async def _load_stretch(self, blocks: DeviceBlocks, ctx: RequestContext, stretch: Stretch) -> None:
+    async def _load_in_stretches(
+        self, keys: Sequence[OffloadKey], blocks: DeviceBlocks, ctx: RequestContext, arrival: LayerArrival | None
+    ) -> LoadResult:
+        window = self._window if arrival is None else max(1, self._region.n_slots // 2)
+        by_tier: Counter[str] = Counter()
+        start, stopped_by = 0, None
+        async with pipeline(partial(self._load_stretch, blocks, ctx, arrival)) as stretches:
+            while start < len(keys) and stopped_by is None:
+                got = await stretches.advance(Stretch(keys[start : start + window], start))
+                start += got.blocks
+                by_tier.update(got.by_tier)
+                stopped_by = got.stopped_by
+                if stopped_by is Status.SHED and got.blocks:
+                    # Out of slots, not out of blocks: go on with those that this stretch gives back.
+                    stopped_by = None
+                    await stretches.drain()
+            result = LoadResult(start, dict(by_tier), stopped_by)
+            if arrival is not None:
+                arrival.complete(result)
+        return result
+
+    async def _load_stretch(
+        self, blocks: DeviceBlocks, ctx: RequestContext, arrival: LayerArrival | None, stretch: Stretch
+    ) -> None:
         """Promote the keys of a stretch, and copy each part to the device as it arrives."""
         end = stretch.start
         async with self._manager.loading(stretch.keys, ctx, streaming=True) as lease, self._copies() as copies:
             async for part in lease.parts():
                 start, end = end, end + len(part.keys)
                 device, host = blocks.specs(slice(start, end), part.spec)
-                copies.submit(host, device)
+                transfer = copies.submit(host, device, by_layer=arrival is not None)
+                if arrival is not None:
+                    arrival.launched(transfer)
             stretch.secure(len(lease.keys), by_tier=lease.by_tier, stopped_by=lease.stopped_by)
 
     async def _store_stretch(
@@ -327,6 +367,15 @@ class Offloader:
         while self._writing:
             self._written.clear()
             await self._written.wait()
+
+    async def _close_region(self) -> None:
+        if not self._region.pinned:
+            self._region.close()
+            return
+        # Unpinning takes the driver a tenth of a second per GB, for which the loop has no time.
+        threads = IOThreads(1, name="asyncoffload-unpin")
+        await outlive(asyncio.wrap_future(threads.submit(self._region.close)))
+        threads.shutdown(wait=False)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -10,50 +10,61 @@ import torch
 from asyncoffload.config import FileSystemTierSettings, MemoryTierSettings, OffloaderSettings
 from asyncoffload.core.policies import POLICIES, EvictionPolicy
 from asyncoffload.errors import ConfigError
-from asyncoffload.memory.region import HostRegion
+from asyncoffload.memory.region import HostRegion, Pinner
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.tiers.example import ExampleSecondaryTierManager
 from asyncoffload.tiers.fs.manager import FileSystemTierManager
 from asyncoffload.tiers.fs.sizing import auto_io_threads
 from asyncoffload.types import KVGroup, KVLayout
+from asyncoffload.workers.base import OffloadingHandler
+from asyncoffload.workers.caches import LayerCache, split_layers, tensors_of
+from asyncoffload.workers.device_host import DeviceHostHandler
+from asyncoffload.workers.devices import device_for
 
 PAGE_BYTES = 4096
 SMALL_BLOCK_BYTES = 8 * PAGE_BYTES
 
-KVCaches = Sequence[torch.Tensor] | Sequence[Sequence[torch.Tensor]]
+KVCaches = Sequence[LayerCache] | Sequence[Sequence[LayerCache]]
+"""The caches of the layers, or one list of them per KV-cache group; a tuple of tensors, as ``(K, V)``, is one layer."""
 
 
-def grouped(kv_caches: KVCaches) -> list[list[torch.Tensor]]:
-    """The layer tensors by KV-cache group; a flat list is one group.
+def grouped(kv_caches: KVCaches, block_dim: int = 0) -> list[list[LayerCache]]:
+    """The layers by KV-cache group; a flat list is one group.
+
+    Args:
+        block_dim: which dimension of the tensors counts blocks; in what is returned it is the first.
 
     Raises:
-        ConfigError: a group has no tensor, something else is in its place, or a tensor has no blocks.
+        ConfigError: a group has no layer, something else is in its place, or a tensor has no blocks.
     """
-    remedy = "pass the layer tensors (num_blocks, ...), or one list of them per KV-cache group"
+    remedy = "pass the layer tensors (num_blocks, ...), or tuples (K, V) of them, or one list of them per group"
     if isinstance(kv_caches, torch.Tensor) or not isinstance(kv_caches, Sequence):
         raise ConfigError(f"kv_caches is a {type(kv_caches).__name__}: {remedy}")
-    flat = any(isinstance(entry, torch.Tensor) for entry in kv_caches)
-    groups = [list(group) for group in cast("Sequence[Sequence[torch.Tensor]]", [kv_caches] if flat else kv_caches)]
+    flat = any(isinstance(entry, (torch.Tensor, tuple)) for entry in kv_caches)
+    groups = [list(group) for group in cast("Sequence[Sequence[LayerCache]]", [kv_caches] if flat else kv_caches)]
     if not groups or not all(groups):
-        raise ConfigError(f"kv_caches has groups of {[len(group) for group in groups]} tensors: {remedy}")
+        raise ConfigError(f"kv_caches has groups of {[len(group) for group in groups]} layers: {remedy}")
     for index, group in enumerate(groups):
-        for layer, tensor in enumerate(group):
-            if not isinstance(tensor, torch.Tensor) or not tensor.ndim or not len(tensor):
-                what = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-                raise ConfigError(f"kv_caches: layer {layer} of group {index} is {what}: {remedy}")
-    return groups
+        for layer, cache in enumerate(group):
+            for tensor in cache if isinstance(cache, tuple) and cache else (cache,):
+                if not isinstance(tensor, torch.Tensor) or tensor.ndim <= block_dim or not tensor.shape[block_dim]:
+                    what = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                    raise ConfigError(f"kv_caches: layer {layer} of group {index} is {what}: {remedy}")
+    return split_layers(groups, block_dim)
 
 
-def layout_of(settings: OffloaderSettings, groups: Sequence[Sequence[torch.Tensor]]) -> KVLayout:
-    """What the bytes of these tensors mean under these settings.
+def layout_of(settings: OffloaderSettings, kv_caches: Sequence[Sequence[LayerCache]]) -> KVLayout:
+    """What the bytes of these caches mean under these settings; the shapes of blocks count.
 
     Raises:
         ConfigError: the block size differs from ``settings.block_bytes``.
     """
+    groups = tensors_of(kv_caches)
+    elements = {f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape[1:])}" for g in groups for tensor in g}
     layout = KVLayout(
         model=settings.model,
         revision=settings.revision,
-        dtype=",".join(sorted({str(tensor.dtype).removeprefix("torch.") for group in groups for tensor in group})),
+        dtype=",".join(sorted(elements)),
         block_size=settings.block_size,
         block_size_factor=settings.block_size_factor,
         groups=tuple(KVGroup(tuple(tensor[0].nbytes for tensor in group)) for group in groups),
@@ -78,8 +89,8 @@ def padded_slot(block_bytes: int) -> int:
     return -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
 
 
-def region_for(settings: OffloaderSettings, layout: KVLayout) -> HostRegion:
-    """The primary's memory: as many slots as ``settings.host_bytes`` holds.
+def region_for(settings: OffloaderSettings, layout: KVLayout, pinner: Pinner | None = None) -> HostRegion:
+    """The primary's memory: as many slots as ``settings.host_bytes`` holds, pinned if somebody can.
 
     Raises:
         ConfigError: not even one block fits.
@@ -91,7 +102,24 @@ def region_for(settings: OffloaderSettings, layout: KVLayout) -> HostRegion:
         raise ConfigError(
             f"host_bytes is {int(settings.host_bytes)}, which does not hold one block of {slot_bytes} bytes: raise it"
         )
-    return HostRegion(n_slots, slot_bytes)
+    return HostRegion(n_slots, slot_bytes, pinner=pinner if settings.pin_memory == "auto" else None)
+
+
+def handler_for(
+    settings: OffloaderSettings, kv_caches: Sequence[Sequence[LayerCache]], region: HostRegion, layout: KVLayout
+) -> OffloadingHandler:
+    """What copies between these caches and the region, on the device that the caches lie on.
+
+    Raises:
+        InvalidArgument: they cannot be copied block by block.
+        DeviceError: the driver of the device cannot be used.
+    """
+    device = device_for(kv_caches, region, copy_threads=settings.copy_threads)
+    try:
+        return DeviceHostHandler(kv_caches, region, layout, layer_order=settings.layer_order, device=device)
+    except BaseException:
+        device.close()
+        raise
 
 
 def policy_for(settings: OffloaderSettings) -> EvictionPolicy:

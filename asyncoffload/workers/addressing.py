@@ -6,38 +6,45 @@ layers of the group in order, without gaps from byte 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-import torch
 
 from asyncoffload.core.coalesce import CopyBatch
 from asyncoffload.errors import InvalidArgument
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.types import CPULoadStoreSpec, GPULoadStoreSpec, Int64s, KVLayout
+from asyncoffload.workers.caches import GroupCaches, LayerCache, describe, tensors_of
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Group:
-    """Per layer: address of block 0, bytes from block to block, bytes of a page, offset of the page in an entry."""
-
-    bases: Int64s
-    strides: Int64s
-    pages: Int64s
-    offsets: Int64s
-    n_blocks: int
-    block_bytes: int
+LAYERS_BYTES = 2 << 20
+"""Least bytes of a part of a load by layers: smaller copies cost more in launching than they gain in overlap."""
 
 
 @dataclass(slots=True, eq=False)
 class _Part:
     """What a transfer moves of one group, and how far into the first offloaded block it begins."""
 
-    group: _Group
+    group: GroupCaches
     first: int
     blocks: list[int]
     slots: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class LayersPart:
+    """The copies of some layers of a load.
+
+    Attributes:
+        end: the number of the layer behind the last of them.
+        nbytes: bytes of all of them.
+        batch: makes the copies.
+    """
+
+    end: int
+    nbytes: int
+    batch: Callable[[], CopyBatch]
 
 
 class Fragments:
@@ -67,7 +74,31 @@ class Fragments:
 
     def load(self) -> CopyBatch:
         """The copies of a load: from the slots to the device."""
-        device, host, nbytes = self._addresses._arrays(self._parts)
+        return self._load(self._parts)
+
+    def load_by_layer(self, least_bytes: int = LAYERS_BYTES) -> list[LayersPart]:
+        """The copies of a load as parts that follow each other: some layers each, in their order.
+
+        Args:
+            least_bytes: a part has at least so many bytes, but for the last.
+        """
+        parts: list[LayersPart] = []
+        layer_bytes = np.zeros(self._addresses.n_layers, dtype=np.int64)
+        for part in self._parts:
+            np.add.at(layer_bytes, part.group.layers, len(part.blocks) * part.group.pages)
+        first = nbytes = 0
+        for layer, more in enumerate(layer_bytes.tolist()):
+            nbytes += more
+            if nbytes >= least_bytes or layer + 1 == self._addresses.n_layers:
+                parts.append(LayersPart(layer + 1, nbytes, partial(self._load_layers, first, layer + 1)))
+                first, nbytes = layer + 1, 0
+        return parts
+
+    def _load_layers(self, first: int, end: int) -> CopyBatch:
+        return self._load([replace(part, group=part.group.of_layers(first, end)) for part in self._parts])
+
+    def _load(self, parts: Sequence[_Part]) -> CopyBatch:
+        device, host, nbytes = self._addresses._arrays(parts)
         return CopyBatch(dst=device, src=host, nbytes=nbytes)
 
 
@@ -76,25 +107,32 @@ class KVAddresses:
 
     Args:
         kv_caches: ``kv_caches[g][l]`` is layer ``l`` of group ``g``: a tensor of shape ``(num_blocks, ...)`` and any
-            type, whose blocks are contiguous; between blocks there may be padding.
+            type, or several, as K and V apart. Blocks are contiguous; between blocks there may be padding.
         region: the slots.
         layout: what the bytes mean; decides the page sizes.
         slot_offset: where in a slot the bytes begin: several ranks may share slots, each with a part of its own.
+        layer_order: the pairs ``(g, l)`` in the order in which the model runs the layers; by default group by group.
+
+    Attributes:
+        n_layers: layers of all groups.
+        max_blocks: device blocks of the largest group.
 
     Raises:
-        InvalidArgument: tensors, region and layout do not fit each other.
+        InvalidArgument: tensors, region and layout do not fit each other, or the order does not name each layer once.
     """
 
     def __init__(
         self,
-        kv_caches: Sequence[Sequence[torch.Tensor]],
+        kv_caches: Sequence[Sequence[LayerCache]],
         region: HostRegion,
         layout: KVLayout,
         *,
         slot_offset: int = 0,
+        layer_order: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        if len(kv_caches) != len(layout.groups):
-            raise InvalidArgument(f"{len(kv_caches)} groups of KV caches for a layout of {len(layout.groups)} groups")
+        self._groups = describe(kv_caches, layout, layer_order)
+        self.n_layers = 1 + max(int(group.layers.max()) for group in self._groups)
+        self.max_blocks = max(group.n_blocks for group in self._groups)
         if slot_offset < 0 or region.slot_bytes < slot_offset + layout.block_bytes:
             raise InvalidArgument(
                 f"slots of {region.slot_bytes} bytes cannot hold offloaded blocks of {layout.block_bytes} "
@@ -103,17 +141,8 @@ class KVAddresses:
         self._factor = layout.block_size_factor
         self._n_slots = region.n_slots
         self._slot_bytes = region.slot_bytes
-        self._keep_alive = (region.tensor, tuple(map(tuple, kv_caches)))
+        self._keep_alive = (region.tensor, tensors_of(kv_caches))
         self._first_slot = region.tensor.data_ptr() + slot_offset
-        self._groups = [
-            _describe(index, tensors, group.page_bytes)
-            for index, (tensors, group) in enumerate(zip(kv_caches, layout.groups, strict=True))
-        ]
-
-    @property
-    def max_blocks(self) -> int:
-        """Device blocks of the largest group."""
-        return max(group.n_blocks for group in self._groups)
 
     def store(self, source: GPULoadStoreSpec, destination: CPULoadStoreSpec) -> Fragments:
         """The fragments of a store.
@@ -182,38 +211,6 @@ class KVAddresses:
         device = group.bases + blocks[:, np.newaxis] * group.strides
         host = in_region[:, np.newaxis] + group.offsets
         return device.ravel(), host.ravel(), np.tile(group.pages, len(blocks))
-
-
-def _describe(index: int, tensors: Sequence[torch.Tensor], page_bytes: Sequence[int]) -> _Group:
-    if len(tensors) != len(page_bytes):
-        raise InvalidArgument(f"group {index} has {len(tensors)} tensors for a layout of {len(page_bytes)} layers")
-    for layer, (tensor, page) in enumerate(zip(tensors, page_bytes, strict=True)):
-        where = f"the tensor of group {index}, layer {layer}"
-        if tensor.ndim < 1 or not len(tensor):
-            raise InvalidArgument(f"{where} has shape {tuple(tensor.shape)}: the first dimension counts blocks")
-        if tensor.device.type != "cpu":
-            raise InvalidArgument(f"{where} lies on {tensor.device}: this handler copies between host addresses")
-        if not tensor[0].is_contiguous():
-            raise InvalidArgument(f"the blocks of {where} are not contiguous: strides {tensor.stride()}")
-        if tensor[0].nbytes != page:
-            raise InvalidArgument(f"a block of {where} has {tensor[0].nbytes} bytes, the layout says {page}")
-        if len(tensor) > 1 and _stride_bytes(tensor) < page:
-            raise InvalidArgument(f"the blocks of {where} overlap: {_stride_bytes(tensor)} bytes apart, {page} long")
-        if len(tensor) != len(tensors[0]):
-            raise InvalidArgument(f"{where} has {len(tensor)} blocks, layer 0 has {len(tensors[0])}")
-    pages = np.array(page_bytes, dtype=np.int64)
-    return _Group(
-        bases=np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64),
-        strides=np.array([_stride_bytes(tensor) for tensor in tensors], dtype=np.int64),
-        pages=pages,
-        offsets=np.cumsum(pages) - pages,
-        n_blocks=len(tensors[0]),
-        block_bytes=sum(page_bytes),
-    )
-
-
-def _stride_bytes(tensor: torch.Tensor) -> int:
-    return tensor.stride(0) * tensor.element_size()
 
 
 def _does_not_exist(what: str, ids: list[int], count: int) -> InvalidArgument:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
+from asyncoffload.device.base import EngineCount
+from asyncoffload.device.events import DeviceEvent
 from asyncoffload.errors import TransferError
 from asyncoffload.types import TransferResult, TransferSpec
 
@@ -40,6 +42,30 @@ class Transfer(ABC):
         What lies at its destination is undefined then. Nothing happens to one that has ended.
         """
 
+    @property
+    @abstractmethod
+    def event(self) -> DeviceEvent:
+        """Marks the end: ``event.wait(stream)`` makes a compute stream wait for it without the host."""
+
+    @abstractmethod
+    async def layer(self, index: int) -> None:
+        """Wait until a layer has arrived, and all before it; of a load that was not submitted by layer, the whole.
+
+        Layers are numbered as the handler says. Cancellation ends the waiting, not the transfer.
+
+        Raises:
+            TransferError: the layer, or one before it, did not arrive.
+            InvalidArgument: there is no such layer.
+        """
+
+    @abstractmethod
+    def layer_event(self, index: int) -> DeviceEvent:
+        """Marks the arrival of a layer, for compute streams; as :meth:`layer`.
+
+        Raises:
+            InvalidArgument: there is no such layer.
+        """
+
     @abstractmethod
     def __await__(self) -> Generator[Any, None, TransferResult]: ...
 
@@ -51,8 +77,11 @@ class OffloadingHandler(ABC):
     """
 
     @abstractmethod
-    def submit(self, job_id: int, spec: TransferSpec) -> Transfer:
+    def submit(self, job_id: int, spec: TransferSpec, *, by_layer: bool = False) -> Transfer:
         """Launch a transfer from this thread, behind the work this thread has given to the device, and return at once.
+
+        Args:
+            by_layer: bring a load layer by layer, so that a model may start before all of it is there.
 
         Raises:
             InvalidArgument: the spec cannot be carried out, or the id is in flight; nothing was launched.
@@ -96,6 +125,10 @@ class OffloadingHandler(ABC):
 
         One whose owner awaited it, or took its result, does not appear here.
         """
+
+    def engines(self) -> Mapping[str, EngineCount]:
+        """The ways of copying by name, and what each has done so far; empty where that is not known. Any thread."""
+        return {}
 
     @abstractmethod
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:

@@ -6,146 +6,75 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
+from functools import partial
 from typing import Any
 
 import torch
 
 from asyncoffload.aio.waiting import outlive
 from asyncoffload.core.coalesce import CopyBatch
-from asyncoffload.device.batch_copy import BatchCopy
-from asyncoffload.device.cpu import Copy, CPUCopyEngine, CPUEvent, CPUStream
+from asyncoffload.device.base import CopyDevice, EngineCount
+from asyncoffload.device.cpu import CPUDevice
 from asyncoffload.device.poller import EventPoller
-from asyncoffload.errors import (
-    ClosedError,
-    InvalidArgument,
-    TierUnavailable,
-    TransferError,
-    TransferNotFinished,
-    WrongLoopError,
-)
-from asyncoffload.memory.region import HostRegion, SlotHold
+from asyncoffload.errors import ClosedError, InvalidArgument, TierUnavailable, TransferError, WrongLoopError
+from asyncoffload.memory.region import HostRegion
 from asyncoffload.types import CPULoadStoreSpec, GPULoadStoreSpec, KVLayout, TransferResult, TransferSpec
 from asyncoffload.workers.addressing import Fragments, KVAddresses
-from asyncoffload.workers.base import OffloadingHandler, Transfer
+from asyncoffload.workers.base import OffloadingHandler
+from asyncoffload.workers.caches import LayerCache, tensors_of
+from asyncoffload.workers.lanes import Lane
+from asyncoffload.workers.transfers import DeviceHostTransfer, Launched
+
+BULK_BYTES = 8 << 20
+"""Where large transfers begin: what a fast link moves in a quarter of a millisecond."""
 
 _log = logging.getLogger(__name__)
 
 
-class _Direction:
-    """One direction: its stream, its transfers in flight, and which of them touched each block and slot last."""
-
-    def __init__(self, media: tuple[str, str], stream: CPUStream, n_blocks: int, n_slots: int) -> None:
-        self.media = media
-        self.stream = stream
-        self.in_flight: deque[DeviceHostTransfer] = deque()
-        self._block_position = [0] * n_blocks
-        self._slot_position = [0] * n_slots
-
-    def position_touching(self, fragments: Fragments) -> int:
-        """The stream position of the last transfer that touches one of the fragments' blocks or slots; 0: none."""
-        blocks = map(self._block_position.__getitem__, fragments.blocks)
-        return max(chain(blocks, map(self._slot_position.__getitem__, fragments.slots)), default=0)
-
-    def launch(
-        self, fragments: Fragments, make_batch: Callable[[], CopyBatch], keep_alive: object
-    ) -> tuple[Copy, CPUEvent]:
-        """Submit a copy, mark its end, and remember what it touches. Block ids of different groups count as one."""
-        copy = self.stream.copy(make_batch, keep_alive=keep_alive)
-        event = CPUEvent()
-        event.record(self.stream)
-        position, by_block, by_slot = copy.position, self._block_position, self._slot_position
-        for block in fragments.blocks:
-            by_block[block] = position
-        for slot in fragments.slots:
-            by_slot[slot] = position
-        return copy, event
-
-    def pop_ended(self) -> list[DeviceHostTransfer]:
-        """Take out the oldest transfers as far as they have ended."""
-        ended: list[DeviceHostTransfer] = []
-        while self.in_flight and self.in_flight[0]._copy.ended:
-            ended.append(self.in_flight.popleft())
-        return ended
-
-
-class DeviceHostTransfer(Transfer):
-    """A store or a load of :class:`DeviceHostHandler`."""
-
-    def __init__(
-        self, handler: DeviceHostHandler, job_id: int, direction: _Direction, nbytes: int, since: float
-    ) -> None:
-        self.job_id = job_id
-        self.nbytes = nbytes
-        self._handler = handler
-        self._direction = direction
-        self._since = since
-        self._claimed = False
-        self._result: TransferResult | None = None
-        self._hold: SlotHold
-        self._copy: Copy
-        self._event: CPUEvent
-
-    def done(self) -> bool:
-        if self._result is None:
-            self._handler.poll()
-        return self._result is not None
-
-    def result(self) -> TransferResult:
-        if not self.done() or self._result is None:
-            raise TransferNotFinished(f"transfer {self.job_id} has not ended: await it, or ask done() first")
-        self._handler._claim(self)
-        return self._result
-
-    def stop(self) -> None:
-        self._handler._stop(self)
-
-    def __await__(self) -> Generator[Any, None, TransferResult]:
-        return self._handler._await_end(self).__await__()
-
-    def __repr__(self) -> str:
-        state = "in flight" if self._result is None else "done" if self._result.success else "failed"
-        return f"DeviceHostTransfer({self.job_id}, {' to '.join(self._direction.media)}, {self.nbytes} bytes, {state})"
-
-
 class DeviceHostHandler(OffloadingHandler):
-    """Stores device blocks into slots of a region, and loads them back, for KV caches in host memory.
+    """Stores device blocks into slots of a region, and loads them back.
 
-    The two directions are independent of each other, except where they touch the same device block or slot: there,
-    the order of submission holds. Plain methods may be called from any thread.
+    Each direction has two lanes: one for transfers of up to ``bulk_bytes``, and one for larger ones, so that a small
+    transfer does not wait for a large one. Lanes are independent of each other, except where they touch the same
+    device block or slot: there, the order of submission holds. Plain methods may be called from any thread.
 
     Args:
-        kv_caches, region, layout, slot_offset: as :class:`KVAddresses` describes them.
-        copy_threads: threads that copy, at least 1.
-        batch_copy: performs copies in those threads; by default the fastest way this process may use.
+        kv_caches, region, layout, slot_offset, layer_order: as :class:`KVAddresses` describes them. Layers are
+            numbered as ``layer_order`` says.
+        device: performs the copies, and is closed with the handler; by default threads of this process, for KV caches
+            in host memory. :func:`~asyncoffload.workers.devices.device_for` makes the one that suits the caches.
+        bulk_bytes: transfers of more bytes than this go to the lanes of the large.
 
     Raises:
-        InvalidArgument: tensors, region and layout do not fit each other, or there is no thread.
+        InvalidArgument: tensors, region and layout do not fit each other, or the device does not reach the tensors.
     """
 
     def __init__(
         self,
-        kv_caches: Sequence[Sequence[torch.Tensor]],
+        kv_caches: Sequence[Sequence[LayerCache]],
         region: HostRegion,
         layout: KVLayout,
         *,
         slot_offset: int = 0,
-        copy_threads: int = 2,
-        batch_copy: BatchCopy | None = None,
+        layer_order: Sequence[tuple[int, int]] | None = None,
+        device: CopyDevice | None = None,
+        bulk_bytes: int = BULK_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._addresses = KVAddresses(kv_caches, region, layout, slot_offset=slot_offset)
+        self._addresses = KVAddresses(kv_caches, region, layout, slot_offset=slot_offset, layer_order=layer_order)
         self._region = region
         self._clock = clock
-        self._engine = CPUCopyEngine(copy_threads, batch_copy=batch_copy, clock=clock)
+        self._bulk_bytes = bulk_bytes
+        self._device = CPUDevice(clock=clock) if device is None else device
+        _require_reach(self._device, tensors_of(kv_caches))
         self._poller = EventPoller(clock)
-        device, host = GPULoadStoreSpec.medium(), CPULoadStoreSpec.medium()
-        counts = (self._addresses.max_blocks, region.n_slots)
-        self._stores = _Direction((device, host), self._engine.stream("stores"), *counts)
-        self._loads = _Direction((host, device), self._engine.stream("loads"), *counts)
+        gpu, cpu = GPULoadStoreSpec.medium(), CPULoadStoreSpec.medium()
+        make = partial(Lane, self._device, n_blocks=self._addresses.max_blocks, n_slots=region.n_slots)
+        self._stores = (make("store", "stores", (gpu, cpu)), make("store", "bulk stores", (gpu, cpu)))
+        self._loads = (make("load", "loads", (cpu, gpu)), make("load", "bulk loads", (cpu, gpu)))
+        self._lanes = self._stores + self._loads
         self._lock = threading.Lock()
         self._in_flight: dict[int, DeviceHostTransfer] = {}
         self._unclaimed: dict[DeviceHostTransfer, TransferResult] = {}
@@ -154,42 +83,55 @@ class DeviceHostHandler(OffloadingHandler):
         self._closed = False
         self._at_rest = False
 
-    def submit(self, job_id: int, spec: TransferSpec) -> DeviceHostTransfer:
+    def submit(self, job_id: int, spec: TransferSpec, *, by_layer: bool = False) -> DeviceHostTransfer:
         loop = _running_loop()
         if loop is not None:
             self._bind(loop)
         source, destination = spec
         if isinstance(source, GPULoadStoreSpec) and isinstance(destination, CPULoadStoreSpec):
             fragments = self._addresses.store(source, destination)
-            return self._launch(job_id, self._stores, self._loads, fragments, fragments.store)
+            return self._launch(job_id, self._stores, fragments, [(fragments.store, fragments.total_bytes)])
         if isinstance(source, CPULoadStoreSpec) and isinstance(destination, GPULoadStoreSpec):
             fragments = self._addresses.load(source, destination)
-            return self._launch(job_id, self._loads, self._stores, fragments, fragments.load)
+            if not by_layer:
+                return self._launch(job_id, self._loads, fragments, [(fragments.load, fragments.total_bytes)])
+            parts = fragments.load_by_layer()
+            copies = [(part.batch, part.nbytes) for part in parts]
+            return self._launch(job_id, self._loads, fragments, copies, [part.end for part in parts])
         raise InvalidArgument(
             f"this handler serves GPU to CPU and CPU to GPU, not {source.medium()} to {destination.medium()}"
         )
 
+    def engines(self) -> Mapping[str, EngineCount]:
+        """The ways of copying that the device chose among, and what each has done so far."""
+        return self._device.engines()
+
     def poll(self) -> int:
         with self._lock:
             ended: list[DeviceHostTransfer] = []
+            seen = -1
             # Again until nothing is new: what ended before something seen here has then been seen, too.
-            while fresh := [*self._stores.pop_ended(), *self._loads.pop_ended()]:
-                ended += fresh
+            while seen < len(ended):
+                seen = len(ended)
+                for lane in self._lanes:
+                    if lane.in_flight:
+                        lane.pop_ended(ended)
             if len(ended) > 1:
-                ended.sort(key=lambda transfer: transfer._copy.ended_at)
+                ended.sort(key=lambda transfer: transfer._parts[-1].copy.ended_at)
             for transfer in ended:
                 self._retire(transfer)
         return len(ended)
 
     def synchronize(self, job_ids: Iterable[int]) -> None:
         for transfer in self._of(job_ids):
-            with suppress(TransferError):  # told by the transfer's result
-                transfer._event.synchronize()
+            for part in transfer._parts:
+                with suppress(TransferError):  # told by the transfer's result
+                    part.event.synchronize()
         self.poll()
 
     async def wait(self, job_ids: Iterable[int]) -> None:
         for transfer in self._of(job_ids):
-            await self._watch(transfer)
+            await self._end_of(transfer)
         self.poll()
 
     def get_finished(self) -> list[TransferResult]:
@@ -208,8 +150,9 @@ class DeviceHostHandler(OffloadingHandler):
         await outlive(self._closing, self._drop_queued)
 
     def __repr__(self) -> str:
+        stores, loads = (sum(len(lane.in_flight) for lane in lanes) for lanes in (self._stores, self._loads))
         return (
-            f"DeviceHostHandler({len(self._stores.in_flight)} stores and {len(self._loads.in_flight)} loads in flight"
+            f"DeviceHostHandler({stores} stores and {loads} loads in flight on {self._device!r}"
             f"{', closed' if self._closed else ''})"
         )
 
@@ -223,42 +166,42 @@ class DeviceHostHandler(OffloadingHandler):
     def _launch(
         self,
         job_id: int,
-        direction: _Direction,
-        opposite: _Direction,
+        lanes: tuple[Lane, Lane],
         fragments: Fragments,
-        make_batch: Callable[[], CopyBatch],
+        copies: Sequence[tuple[Callable[[], CopyBatch], int]],
+        layer_ends: Sequence[int] = (),
     ) -> DeviceHostTransfer:
+        lane = lanes[fragments.total_bytes > self._bulk_bytes]
+        n_layers = self._addresses.n_layers
         with self._lock:
             if self._closed:
                 raise ClosedError("the handler was closed and takes no transfers")
             if job_id in self._in_flight:
                 raise InvalidArgument(f"job {job_id} is in flight: ids may be used again once their job has ended")
-            transfer = DeviceHostTransfer(self, job_id, direction, fragments.total_bytes, self._clock())
+            transfer = DeviceHostTransfer(
+                self, job_id, lane, fragments.total_bytes, self._clock(), n_layers=n_layers, layer_ends=layer_ends
+            )
             transfer._hold = hold = self._region.hold_known(fragments.slots)
             hold.__enter__()
             try:
-                if opposite.in_flight:
-                    direction.stream.wait_for(opposite.stream, opposite.position_touching(fragments))
-                transfer._copy, transfer._event = direction.launch(fragments, make_batch, self._addresses)
+                for other in self._lanes:
+                    if other.in_flight and other is not lane:
+                        lane.wait_for(other, fragments)
+                transfer._parts = lane.launch(fragments, copies, self._addresses)
             except BaseException:
                 hold.__exit__(None, None, None)
                 raise
-            direction.in_flight.append(transfer)
+            lane.in_flight.append(transfer)
             self._in_flight[job_id] = transfer
         return transfer
 
     def _retire(self, transfer: DeviceHostTransfer) -> None:
         """Give the slots back and make the result known; the lock is held."""
-        copy = transfer._copy
-        error = copy.error
-        if error is None and not copy.complete:
-            error = TransferError("it was stopped before its end")
+        error = transfer._outcome()
         transfer._hold.__exit__(None, None, None)
         nbytes = transfer.nbytes if error is None else 0
-        seconds = copy.ended_at - transfer._since
-        transfer._result = TransferResult(
-            transfer.job_id, error is None, nbytes, seconds, transfer._direction.media, error
-        )
+        seconds = transfer._parts[-1].copy.ended_at - transfer._since
+        transfer._result = TransferResult(transfer.job_id, error is None, nbytes, seconds, transfer._lane.media, error)
         del self._in_flight[transfer.job_id]
         if not transfer._claimed:
             self._unclaimed[transfer] = transfer._result
@@ -267,7 +210,7 @@ class DeviceHostHandler(OffloadingHandler):
         self._claim(transfer)
         if not transfer.done():
             try:
-                await outlive(self._watch(transfer), lambda: self._stop(transfer))
+                await outlive(self._end_of(transfer), lambda: self._stop(transfer))
             finally:
                 self.poll()  # a cancelled owner, too, leaves with the slots given back
         return transfer.result()
@@ -278,27 +221,36 @@ class DeviceHostHandler(OffloadingHandler):
             transfer._claimed = True
             self._unclaimed.pop(transfer, None)
 
-    def _watch(self, transfer: DeviceHostTransfer) -> asyncio.Future[TransferError | None]:
+    def _end_of(self, transfer: DeviceHostTransfer) -> asyncio.Future[Any]:
+        """A future that is done when the transfer has ended, however it has."""
+        if len(transfer._parts) == 1:
+            return self._watch(transfer, transfer._parts[0])
+        return asyncio.ensure_future(self._watch_each(transfer))
+
+    async def _watch_each(self, transfer: DeviceHostTransfer) -> None:
+        for part in transfer._parts:
+            if not part.copy.ended:
+                await self._watch(transfer, part)
+
+    def _watch(self, transfer: DeviceHostTransfer, part: Launched) -> asyncio.Future[TransferError | None]:
         self._bind(_running_loop())
         return self._poller.watch(
-            transfer._event,
-            stream=transfer._direction.media,
-            position=transfer._copy.position,
-            nbytes=transfer.nbytes,
+            part.event, stream=transfer._lane.name, position=part.copy.position, nbytes=part.nbytes
         )
 
     def _stop(self, transfer: DeviceHostTransfer) -> None:
         if transfer._result is None and not self._withdraw(transfer):
-            transfer._direction.stream.stop(transfer._copy)
+            transfer._lane.stop(transfer._parts)
 
     def _withdraw(self, transfer: DeviceHostTransfer) -> bool:
         """Take a transfer back if it has not started. Waiting tasks of this handler's loop learn it at once."""
         with self._lock:
-            if not transfer._direction.stream.withdraw(transfer._copy):
+            if transfer._result is not None or not transfer._lane.withdraw(transfer._parts):
                 return False
-            transfer._direction.in_flight.remove(transfer)
+            transfer._lane.in_flight.remove(transfer)
             self._retire(transfer)
-        self._poller.withdrawn(transfer._event)
+        for part in transfer._parts:
+            self._poller.withdrawn(part.event)
         return True
 
     def _drop_queued(self) -> None:
@@ -310,7 +262,7 @@ class DeviceHostHandler(OffloadingHandler):
             return [self._in_flight[job_id] for job_id in job_ids if job_id in self._in_flight]
 
     async def _close(self, drain: bool, drain_timeout: float, timeout: float | None) -> None:
-        for transfer in tuple(self._loads.in_flight):
+        for transfer in [transfer for lane in self._loads for transfer in lane.in_flight]:
             self._withdraw(transfer)
         if drain:
             try:
@@ -327,8 +279,18 @@ class DeviceHostHandler(OffloadingHandler):
                 f"jobs {sorted(self._in_flight)} still run after {timeout} s: the handler cannot be closed under them"
             ) from None
         self._poller.close()
-        self._engine.close()
+        self._device.close()
         self._at_rest = True
+
+
+def _require_reach(device: CopyDevice, groups: Sequence[Sequence[torch.Tensor]]) -> None:
+    for group, tensors in enumerate(groups):
+        for index, tensor in enumerate(tensors):
+            if not device.reaches(tensor.device):
+                raise InvalidArgument(
+                    f"tensor {index} of group {group} lies on {tensor.device}, which {device!r} does not reach: "
+                    "pass a device of the tensors' own kind, as workers.devices.device_for makes it"
+                )
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -38,13 +38,13 @@ class OffloadingWorker:
             raise InvalidArgument(f"{self._by_media[media]!r} already serves {media[0]} to {media[1]}")
         self._by_media[media] = handler
 
-    def submit(self, job_id: int, spec: TransferSpec) -> Transfer:
+    def submit(self, job_id: int, spec: TransferSpec, *, by_layer: bool = False) -> Transfer:
         """Launch a transfer; see :meth:`OffloadingHandler.submit`.
 
         Raises:
             InvalidArgument: no handler serves the pair of media, or as the handler says.
         """
-        return self._handler_for(spec).submit(job_id, spec)
+        return self._handler_for(spec).submit(job_id, spec, by_layer=by_layer)
 
     async def transfer(self, job_id: int, spec: TransferSpec) -> TransferResult:
         """Submit and wait for the end; see :meth:`OffloadingHandler.transfer` for errors and cancellation.

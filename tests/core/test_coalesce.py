@@ -47,6 +47,22 @@ def test_an_empty_batch_has_no_pieces() -> None:
     assert len(cut(batch())) == 0
 
 
+@pytest.mark.parametrize(
+    ("seams", "merged"),
+    [
+        ([], [(0, 100, 16)]),
+        ([8], [(0, 100, 8), (8, 108, 8)]),
+        ([104, 112], [(0, 100, 4), (4, 104, 8), (12, 112, 4)]),
+        ([0, 100, 116, 500], [(0, 100, 16)]),
+    ],
+    ids=["none", "in dst", "in src", "at the ends"],
+)
+def test_nothing_merges_across_a_seam(seams: list[int], merged: list[tuple[int, int, int]]) -> None:
+    run = batch(*((n, 100 + n, 4) for n in range(0, 16, 4)))
+    (piece,) = coalesce(run, piece_bytes=1 << 30, piece_copies=1 << 30, seams=np.array(seams, dtype=np.int64))
+    assert rows(piece) == merged
+
+
 def test_a_piece_is_bounded_in_copies() -> None:
     scattered = batch(*((10 * n, 1000 + 10 * n, 4) for n in range(7)))
     assert [len(piece) for piece in cut(scattered, piece_copies=3)] == [3, 3, 1]

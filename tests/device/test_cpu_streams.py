@@ -12,7 +12,8 @@ import pytest
 
 from asyncoffload.core.coalesce import CopyBatch
 from asyncoffload.device.batch_copy import copy_one_by_one
-from asyncoffload.device.cpu import Copy, CPUCopyEngine, CPUEvent, CPUStream
+from asyncoffload.device.cpu import CPUDevice
+from asyncoffload.device.cpu_streams import Copy, CPUEvent, CPUStream
 from asyncoffload.device.events import DeviceEvent, probe
 from asyncoffload.errors import ClosedError, InvalidArgument, TransferError
 
@@ -65,14 +66,14 @@ def test_an_event_has_the_surface_of_a_cuda_event() -> None:
     event: DeviceEvent = CPUEvent()
     assert event.query()
     event.synchronize()
-    engine = CPUCopyEngine(1)
+    engine = CPUDevice(1)
     event.record(engine.stream("idle"))
     assert event.query()
     engine.close()
 
 
 def test_a_stream_runs_in_order_while_another_overtakes_it(script: Script) -> None:
-    with closing(CPUCopyEngine(2, batch_copy=script)) as engine:
+    with closing(CPUDevice(2, batch_copy=script)) as engine:
         slow, fast = engine.stream("slow"), engine.stream("fast")
         first, _ = submit(slow, script, 1)
         second, second_event = submit(slow, script, 5)
@@ -90,7 +91,7 @@ def test_a_stream_runs_in_order_while_another_overtakes_it(script: Script) -> No
 
 
 def test_threads_share_the_pieces_of_one_copy(script: Script) -> None:
-    with closing(CPUCopyEngine(2, batch_copy=script, piece_bytes=1)) as engine:
+    with closing(CPUDevice(2, batch_copy=script, piece_bytes=1)) as engine:
         _, event = submit(engine.stream("only"), script, 1, 3, 5)
         script.arrived.acquire()
         script.arrived.acquire()
@@ -101,7 +102,7 @@ def test_threads_share_the_pieces_of_one_copy(script: Script) -> None:
 
 
 def test_one_thread_serves_streams_in_turns(script: Script) -> None:
-    with closing(CPUCopyEngine(1, batch_copy=script, piece_bytes=1)) as engine:
+    with closing(CPUDevice(1, batch_copy=script, piece_bytes=1)) as engine:
         a, b = engine.stream("a"), engine.stream("b")
         _, first = submit(a, script, 1, 21, 23)
         script.arrived.acquire()
@@ -113,7 +114,7 @@ def test_one_thread_serves_streams_in_turns(script: Script) -> None:
 
 
 def test_an_event_makes_another_stream_wait(script: Script) -> None:
-    with closing(CPUCopyEngine(2, batch_copy=script)) as engine:
+    with closing(CPUDevice(2, batch_copy=script)) as engine:
         a, b = engine.stream("a"), engine.stream("b")
         _, gate = submit(a, script, 1)
         script.arrived.acquire()
@@ -128,7 +129,7 @@ def test_an_event_makes_another_stream_wait(script: Script) -> None:
 
 
 def test_a_failure_belongs_to_its_copy_alone(script: Script) -> None:
-    with closing(CPUCopyEngine(1, batch_copy=script, piece_bytes=1)) as engine:
+    with closing(CPUDevice(1, batch_copy=script, piece_bytes=1)) as engine:
         stream = engine.stream("only")
         bad, bad_event = submit(stream, script, 11, 13, 15)
         good, good_event = submit(stream, script, 17)
@@ -146,7 +147,7 @@ def test_a_failure_belongs_to_its_copy_alone(script: Script) -> None:
 
 
 def test_a_queued_copy_can_be_withdrawn_and_ends_at_once(script: Script) -> None:
-    with closing(CPUCopyEngine(1, batch_copy=script)) as engine:
+    with closing(CPUDevice(1, batch_copy=script)) as engine:
         stream = engine.stream("only")
         running, event = submit(stream, script, 1)
         queued, queued_event = submit(stream, script, 5)
@@ -163,7 +164,7 @@ def test_a_queued_copy_can_be_withdrawn_and_ends_at_once(script: Script) -> None
 
 
 def test_a_running_copy_stops_after_the_pieces_that_run(script: Script) -> None:
-    with closing(CPUCopyEngine(1, batch_copy=script, piece_bytes=1)) as engine:
+    with closing(CPUDevice(1, batch_copy=script, piece_bytes=1)) as engine:
         stream = engine.stream("only")
         copy, event = submit(stream, script, 1, 5, 7)
         script.arrived.acquire()
@@ -176,7 +177,7 @@ def test_a_running_copy_stops_after_the_pieces_that_run(script: Script) -> None:
 
 
 def test_waiting_for_a_position_is_not_cut_short_by_a_withdrawal(script: Script) -> None:
-    with closing(CPUCopyEngine(2, batch_copy=script)) as engine:
+    with closing(CPUDevice(2, batch_copy=script)) as engine:
         a, b = engine.stream("a"), engine.stream("b")
         submit(a, script, 1)
         withdrawn, _ = submit(a, script, 5)
@@ -193,7 +194,7 @@ def test_waiting_for_a_position_is_not_cut_short_by_a_withdrawal(script: Script)
 def test_the_owner_of_the_memory_lives_until_the_copy_has_ended(script: Script) -> None:
     class Owner: ...
 
-    with closing(CPUCopyEngine(1, batch_copy=script)) as engine:
+    with closing(CPUDevice(1, batch_copy=script)) as engine:
         stream, event, owner = engine.stream("only"), CPUEvent(), Owner()
         alive = weakref.ref(owner)
         stream.copy(script.batch(1), keep_alive=owner)
@@ -206,7 +207,7 @@ def test_the_owner_of_the_memory_lives_until_the_copy_has_ended(script: Script) 
 
 
 def test_an_empty_copy_ends_too(script: Script) -> None:
-    with closing(CPUCopyEngine(1)) as engine:
+    with closing(CPUDevice(1)) as engine:
         copy, event = submit(engine.stream("only"), script)
         event.synchronize()
         assert copy.complete
@@ -228,7 +229,7 @@ class Plan:
 
 
 def test_a_batch_may_be_told_by_a_function_which_a_thread_of_the_engine_calls(script: Script) -> None:
-    with closing(CPUCopyEngine(2, batch_copy=script)) as engine:
+    with closing(CPUDevice(2, batch_copy=script)) as engine:
         stream, plan = engine.stream("only"), Plan(script.batch(5, 7))
         copy = stream.copy(plan, keep_alive=script)
         behind, event = submit(stream, script, 9)
@@ -243,7 +244,7 @@ def test_a_batch_may_be_told_by_a_function_which_a_thread_of_the_engine_calls(sc
 
 
 def test_a_function_that_fails_fails_its_copy_alone(script: Script) -> None:
-    with closing(CPUCopyEngine(1, batch_copy=script)) as engine:
+    with closing(CPUDevice(1, batch_copy=script)) as engine:
         stream, event = engine.stream("only"), CPUEvent()
         stream.copy(lambda: script.batch(1 // 0), keep_alive=script)
         event.record(stream)
@@ -258,7 +259,7 @@ def test_a_function_that_fails_fails_its_copy_alone(script: Script) -> None:
 def test_a_copy_can_be_taken_back_while_its_batch_is_being_told(
     script: Script, end: Callable[[CPUStream, Copy], object]
 ) -> None:
-    with closing(CPUCopyEngine(1, batch_copy=script)) as engine:
+    with closing(CPUDevice(1, batch_copy=script)) as engine:
         stream, plan = engine.stream("only"), Plan(script.batch(5))
         copy = stream.copy(plan, keep_alive=script)
         assert plan.reached.wait(30)
@@ -273,7 +274,7 @@ def test_a_copy_can_be_taken_back_while_its_batch_is_being_told(
 
 def test_closing_withdraws_what_is_queued_and_ends_the_threads(script: Script) -> None:
     threads = threading.active_count()
-    engine = CPUCopyEngine(3, batch_copy=script)
+    engine = CPUDevice(3, batch_copy=script)
     assert threading.active_count() == threads
     stream = engine.stream("only")
     running, _ = submit(stream, script, 1)
@@ -292,7 +293,7 @@ def test_closing_withdraws_what_is_queued_and_ends_the_threads(script: Script) -
 
 def test_an_engine_needs_a_thread() -> None:
     with pytest.raises(InvalidArgument, match="at least one thread, got 0"):
-        CPUCopyEngine(0)
+        CPUDevice(0)
 
 
 class ForeignEvent:

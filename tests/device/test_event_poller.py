@@ -6,9 +6,8 @@ import asyncio
 
 import pytest
 
-from asyncoffload.device.poll_timing import FIRST_GUESS, SMALL_BYTES, Pace, pause_before_query
 from asyncoffload.device.poller import EventPoller
-from asyncoffload.errors import ClosedError, TransferError, WrongLoopError
+from asyncoffload.errors import ClosedError, DeviceError, WrongLoopError
 
 
 class ManualEvent:
@@ -30,58 +29,6 @@ class ManualEvent:
     def synchronize(self) -> None: ...
 
     def wait(self, stream: object, /) -> None: ...
-
-
-@pytest.mark.parametrize(
-    ("now", "ends", "pause"),
-    [
-        (0.0, [0.0], 0.0),
-        (0.0, [0.0009], 0.0),
-        (0.0, [0.0011], 0.001),
-        (0.0, [0.0045], 0.004),
-        (0.0, [5.0], 0.005),
-        (0.0, [5.0, 0.0001], 0.0),
-        (1.0004, [1.0], 0.0),
-        (1.002, [1.0], 0.001),
-        (1.016, [1.0], 0.004),
-        (9.0, [1.0], 0.005),
-    ],
-    ids=[
-        "due",
-        "nearly due: spin",
-        "never below a millisecond",
-        "sleep to the spin window",
-        "never above 5 ms",
-        "the earliest decides",
-        "just late: spin",
-        "late: no spinning",
-        "later: longer",
-        "stuck: 5 ms",
-    ],
-)
-def test_the_pause_before_the_next_query(now: float, ends: list[float], pause: float) -> None:
-    assert pause_before_query(now, ends) == pytest.approx(pause)
-
-
-def test_a_hand_driven_clock_spins_only_around_the_expected_end() -> None:
-    """A transfer expected after 10 ms that takes 14: few sleeps before, a bounded spin, few sleeps after."""
-    now, sleeps, spins = 0.0, 0, 0
-    while now < 0.014:
-        pause = pause_before_query(now, [0.010])
-        sleeps, spins = sleeps + (pause > 0), spins + (pause == 0)
-        now += pause or 0.00002
-    assert sleeps <= 6
-    assert spins <= 76
-
-
-def test_a_pace_learns_the_delay_from_small_and_the_bandwidth_from_large_transfers() -> None:
-    pace = Pace()
-    assert pace.seconds_for(int(FIRST_GUESS)) == 1.0
-    for _ in range(60):
-        pace.learn(1, 0.001)
-        pace.learn(100 * SMALL_BYTES, 0.101)
-    assert pace.seconds_for(0) == pytest.approx(0.001, rel=0.01)
-    assert pace.seconds_for(200 * SMALL_BYTES) == pytest.approx(0.201, rel=0.01)
 
 
 async def test_only_the_oldest_event_of_each_stream_is_queried() -> None:
@@ -115,8 +62,49 @@ async def test_a_failing_event_settles_all_its_waiters_and_spares_the_next() -> 
     waiters = [asyncio.ensure_future(poller.completed(bad, stream="a", position=1, nbytes=0)) for _ in range(2)]
     await poller.completed(good, stream="a", position=2, nbytes=0)
     outcomes = await asyncio.gather(*waiters, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [TransferError, TransferError]
+    assert [type(outcome) for outcome in outcomes] == [DeviceError, DeviceError]
     assert "device lost" in str(outcomes[0])
+    poller.close()
+
+
+async def test_a_lost_device_settles_every_waiter_of_all_streams_at_once() -> None:
+    poller, lost, events = EventPoller(), ManualEvent(), [ManualEvent() for _ in range(4)]
+    lost.error = DeviceError("an illegal address was read", code=700, lost=True)
+    behind = poller.watch(events[0], stream="a", position=2, nbytes=0)
+    elsewhere = [poller.watch(event, stream="b", position=1, nbytes=1 << 40) for event in events[1:]]
+    with pytest.raises(DeviceError, match="illegal address"):
+        await poller.completed(lost, stream="a", position=1, nbytes=0)
+    for waiter in (behind, *elsewhere):
+        assert waiter.done()
+        error = waiter.result()
+        assert isinstance(error, DeviceError)
+        assert (error.code, error.lost, error.__cause__) == (700, True, lost.error)
+    assert poller.stats().waiting == 0
+    assert poller._timer is None
+    poller.close()
+
+
+async def test_a_failed_launch_is_not_the_end_of_the_device() -> None:
+    poller, bad, other = EventPoller(), ManualEvent(), ManualEvent()
+    bad.error = DeviceError("the launch was refused", code=1)
+    survivor = poller.watch(other, stream="b", position=1, nbytes=0)
+    with pytest.raises(DeviceError, match="refused"):
+        await poller.completed(bad, stream="a", position=1, nbytes=0)
+    assert not survivor.done()
+    other.passed = True
+    assert await survivor is None
+    poller.close()
+
+
+async def test_an_event_may_be_awaited_without_a_stream() -> None:
+    poller, first, second = EventPoller(), ManualEvent(), ManualEvent()
+    pending = poller.watch(first)
+    second.passed = True
+    await poller.completed(second)
+    assert not pending.done()
+    first.passed = True
+    await pending
+    assert not poller._watchlist._streams
     poller.close()
 
 
@@ -129,7 +117,9 @@ async def test_a_cancelled_waiter_ends_its_watch_only() -> None:
         await waiter
     behind.passed = True
     await poller.completed(behind, stream="a", position=2, nbytes=0)
-    assert poller.stats().waiting == 0
+    assert event.queries <= 1
+    assert (poller.stats().settled, poller.stats().waiting) == (1, 0)
+    assert poller._timer is None
     poller.close()
 
 
@@ -141,7 +131,37 @@ async def test_no_work_no_timer() -> None:
     assert poller._timer is None
     stats = poller.stats()
     assert (stats.queries, stats.settled, stats.waiting) == (1, 1, 0)
-    assert stats.spins + stats.sleeps == 1
+    assert (stats.spins, stats.sleeps) == (1, 0)
+    poller.close()
+
+
+async def test_waiting_for_nobody_ends_with_the_next_look() -> None:
+    poller, event, turn = EventPoller(), ManualEvent(), asyncio.get_running_loop().create_future()
+    poller.watch(event, stream="a", position=1, nbytes=0).cancel()
+    assert poller.stats().waiting == 0
+    asyncio.get_running_loop().call_soon(turn.set_result, None)
+    await turn
+    assert (event.queries, poller._timer) == (0, None)
+    poller.close()
+
+
+class HandDrivenClock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_the_overshoot_is_counted_from_the_last_query_that_said_no() -> None:
+    clock = HandDrivenClock()
+    poller, event = EventPoller(clock), ManualEvent()
+    waiter = poller.watch(event, stream="a", position=1, nbytes=0)
+    poller._look()
+    clock.now, event.passed = 0.004, True
+    poller._look()
+    assert waiter.done()
+    assert poller.stats().mean_overshoot == pytest.approx(0.002)
     poller.close()
 
 

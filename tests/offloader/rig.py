@@ -18,6 +18,7 @@ import torch
 from asyncoffload import ANONYMOUS, Offloader, RequestContext
 from asyncoffload.core.coalesce import CopyBatch
 from asyncoffload.device.batch_copy import copy_one_by_one
+from asyncoffload.device.cpu import CPUDevice
 from asyncoffload.keys import OffloadKey, group_of, make_key
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.tiers.example import ExampleSecondaryTierManager
@@ -28,6 +29,7 @@ from asyncoffload.types import (
     TransferJob,
 )
 from asyncoffload.workers.base import OffloadingHandler
+from asyncoffload.workers.caches import LayerCache
 from asyncoffload.workers.device_host import DeviceHostHandler
 
 POISON = 0xDB
@@ -205,11 +207,11 @@ class CopyGate:
         self._region = range(0)
 
     def handler(
-        self, kv_caches: Sequence[Sequence[torch.Tensor]], region: HostRegion, layout: KVLayout
+        self, kv_caches: Sequence[Sequence[LayerCache]], region: HostRegion, layout: KVLayout
     ) -> OffloadingHandler:
         first = region.tensor.data_ptr()
         self._region = range(first, first + region.nbytes)
-        return DeviceHostHandler(kv_caches, region, layout, batch_copy=self._copy)
+        return DeviceHostHandler(kv_caches, region, layout, device=CPUDevice(batch_copy=self._copy))
 
     @contextmanager
     def shut(self) -> Iterator[None]:

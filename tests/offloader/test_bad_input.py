@@ -40,15 +40,15 @@ def test_settings(plan: Mapping[str, object], message: str) -> None:
 @pytest.mark.parametrize(
     ("kv_caches", "message"),
     [
-        ([], "kv_caches has groups of [] tensors: pass the layer tensors"),
+        ([], "kv_caches has groups of [] layers: pass the layer tensors"),
         ([[LAYER], []], "groups of [1, 0]"),
         (LAYER, "kv_caches is a Tensor: pass the layer tensors"),
         ([LAYER, "layer"], "layer 1 of group 0 is str"),
         ([torch.zeros(())], "layer 0 of group 0 is ()"),
         ([torch.zeros(0, 16)], "layer 0 of group 0 is (0, 16)"),
-        ([LAYER, torch.zeros(7, 16)], "has 7 blocks, layer 0 has 8"),
+        ([LAYER, torch.zeros(7, 16)], "has 7 blocks, the first one has 8"),
         ([torch.zeros(16, 8).T], "not contiguous"),
-        ([torch.zeros(8, 16, device="meta")], "lies on meta"),
+        ([torch.zeros(8, 16, device="meta")], "lie on meta"),
     ],
 )
 def test_tensors(kv_caches: Any, message: str) -> None:

@@ -98,4 +98,4 @@ async def test_a_policy_of_ones_own_decides_who_leaves() -> None:
 def test_the_layout_is_read_from_settings_and_tensors() -> None:
     device = Device(8, groups=(2, 1), factor=3)
     layout = Offloader(settings(device, 8, model="m", block_size=8), kv_caches=device.kv_caches).layout
-    assert (layout.model, layout.dtype, layout.tokens_per_block, layout.block_bytes) == ("m", "uint8", 24, 96)
+    assert (layout.model, layout.dtype, layout.tokens_per_block, layout.block_bytes) == ("m", "uint8[16]", 24, 96)

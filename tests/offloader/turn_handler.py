@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
-import torch
-
 from asyncoffload.aio.waiting import outlive
 from asyncoffload.core.coalesce import CopyBatch
 from asyncoffload.device.batch_copy import copy_one_by_one
+from asyncoffload.device.events import DeviceEvent
 from asyncoffload.errors import ClosedError, TransferError, TransferNotFinished
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.types import GPULoadStoreSpec, KVLayout, TransferResult, TransferSpec
 from asyncoffload.workers.addressing import KVAddresses
 from asyncoffload.workers.base import OffloadingHandler, Transfer
+from asyncoffload.workers.caches import LayerCache
 
 
 class TurnTransfer(Transfer):
@@ -51,6 +51,16 @@ class TurnTransfer(Transfer):
     def stop(self) -> None:
         self._stopped = True
 
+    @property
+    def event(self) -> DeviceEvent:
+        raise NotImplementedError
+
+    async def layer(self, index: int) -> None:
+        raise NotImplementedError
+
+    def layer_event(self, index: int) -> DeviceEvent:
+        raise NotImplementedError
+
     def __await__(self) -> Generator[Any, None, TransferResult]:
         yield from outlive(self.ended, self.stop).__await__()
         return self.result()
@@ -59,13 +69,13 @@ class TurnTransfer(Transfer):
 class TurnHandler(OffloadingHandler):
     """Copies without threads, a page per turn of the event loop: what happens is the same in every run."""
 
-    def __init__(self, kv_caches: Sequence[Sequence[torch.Tensor]], region: HostRegion, layout: KVLayout) -> None:
+    def __init__(self, kv_caches: Sequence[Sequence[LayerCache]], region: HostRegion, layout: KVLayout) -> None:
         self._addresses = KVAddresses(kv_caches, region, layout)
         self._region = region
         self._in_flight: dict[int, TurnTransfer] = {}
         self._closed = False
 
-    def submit(self, job_id: int, spec: TransferSpec) -> Transfer:
+    def submit(self, job_id: int, spec: TransferSpec, *, by_layer: bool = False) -> Transfer:  # noqa: ARG002
         if self._closed:
             raise ClosedError("closed")
         source, destination = spec

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from asyncoffload.aio.loop_thread import LoopThread
+from asyncoffload.device.cpu import CPUDevice
 from asyncoffload.errors import (
     ClosedError,
     ConfigError,
@@ -35,7 +36,7 @@ class Rig:
         self.offloader = SyncOffloader(
             settings(self.device, slots, tiers=[{"type": "fs", "root_dir": root, "io_threads": 2}]),
             kv_caches=self.device.kv_caches,
-            handler=partial(DeviceHostHandler, copy_threads=1, batch_copy=self.hold),
+            handler=partial(DeviceHostHandler, device=CPUDevice(1, batch_copy=self.hold)),
         )
 
     def finish(self, job_id: int) -> OffloadResult:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from asyncoffload.device.cpu import CPUDevice
 from asyncoffload.errors import InvalidArgument, TierUnavailable
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.sync import worker as sync_worker
@@ -48,7 +49,7 @@ class Rig:
         self.cache = torch.arange(N_BLOCKS, dtype=torch.uint8)[:, None].repeat(1, PAGE)
         self.region = HostRegion(N_BLOCKS, PAGE)
         self.worker = SyncOffloadingWorker()
-        self.handler = DeviceHostHandler([[self.cache]], self.region, LAYOUT, copy_threads=1, batch_copy=self.hold)
+        self.handler = DeviceHostHandler([[self.cache]], self.region, LAYOUT, device=CPUDevice(1, batch_copy=self.hold))
         self.worker.register_handler(GPULoadStoreSpec, CPULoadStoreSpec, self.handler)
         self.worker.register_handler(CPULoadStoreSpec, GPULoadStoreSpec, self.handler)
 

@@ -10,6 +10,7 @@ import torch
 
 from asyncoffload.core.coalesce import CopyBatch
 from asyncoffload.device.batch_copy import copy_one_by_one
+from asyncoffload.device.cpu import CPUDevice
 from asyncoffload.errors import (
     ClosedError,
     InvalidArgument,
@@ -65,7 +66,7 @@ async def test_a_bad_spec_is_refused_and_launches_nothing(
 ) -> None:
     launched: list[CopyBatch] = []
     region = HostRegion(4, 2 * PAGE)
-    handler = DeviceHostHandler(caches(), region, layout(), batch_copy=launched.append)
+    handler = DeviceHostHandler(caches(), region, layout(), device=CPUDevice(batch_copy=launched.append))
     try:
         with pytest.raises(InvalidArgument, match=message):
             handler.submit(1, (source, destination))
@@ -93,7 +94,7 @@ def test_the_same_block_id_in_two_groups_means_two_blocks() -> None:
 
 BAD_CACHES: list[tuple[Callable[[], list[list[torch.Tensor]]], str]] = [
     (lambda: caches(1), "1 groups of KV caches for a layout of 2"),
-    (lambda: [[], []], "0 tensors for a layout of 1 layers"),
+    (lambda: [[], []], "0 tensors for a layout of 1"),
     (lambda: [[torch.zeros(8, PAGE + 1, dtype=torch.uint8)]] * 2, f"has {PAGE + 1} bytes, the layout says {PAGE}"),
     (lambda: [[torch.zeros(8, PAGE, dtype=torch.int16)]] * 2, f"has {2 * PAGE} bytes, the layout says {PAGE}"),
     (lambda: [[torch.zeros(8, 2 * PAGE, dtype=torch.uint8)[:, ::2]]] * 2, "are not contiguous"),
@@ -114,7 +115,7 @@ def test_caches_that_do_not_fit_the_layout_are_refused(
 def test_layers_of_one_group_have_the_same_number_of_blocks() -> None:
     two_layers = KVLayout("m", "uint8", 16, (KVGroup((PAGE, PAGE)),))
     uneven = [[torch.zeros(8, PAGE, dtype=torch.uint8), torch.zeros(7, PAGE, dtype=torch.uint8)]]
-    with pytest.raises(InvalidArgument, match="has 7 blocks, layer 0 has 8"):
+    with pytest.raises(InvalidArgument, match="has 7 blocks, the first one has 8"):
         DeviceHostHandler(uneven, HostRegion(4, 2 * PAGE), two_layers)
 
 
@@ -137,9 +138,8 @@ def test_a_handler_belongs_to_the_first_loop_that_uses_it() -> None:
 
 
 async def test_a_result_before_the_end_and_an_id_twice_in_flight() -> None:
-    handler = DeviceHostHandler(caches(1), HostRegion(4, PAGE), layout(1, 1), batch_copy=_Held())
-    held = handler._engine._batch_copy
-    assert isinstance(held, _Held)
+    held = _Held()
+    handler = DeviceHostHandler(caches(1), HostRegion(4, PAGE), layout(1, 1), device=CPUDevice(batch_copy=held))
     spec = (GPULoadStoreSpec([0]), CPULoadStoreSpec([0]))
     try:
         transfer = handler.submit(1, spec)
@@ -177,7 +177,7 @@ async def test_a_failing_copy_fails_its_own_transfer_only() -> None:
             raise OSError(5, "broken")
         copy_one_by_one(batch)
 
-    handler = DeviceHostHandler(cache, region, layout(1, 1), batch_copy=fail_for_block_3)
+    handler = DeviceHostHandler(cache, region, layout(1, 1), device=CPUDevice(batch_copy=fail_for_block_3))
     try:
         outcomes = await asyncio.gather(
             *(handler.transfer(n, (GPULoadStoreSpec([n]), CPULoadStoreSpec([n % 4]))) for n in range(8)),

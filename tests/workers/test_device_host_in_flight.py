@@ -13,6 +13,7 @@ import torch
 
 from asyncoffload.core.coalesce import CopyBatch
 from asyncoffload.device.batch_copy import MAX_COPIES_PER_CALL, copy_one_by_one
+from asyncoffload.device.cpu import CPUDevice
 from asyncoffload.errors import TierUnavailable
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.types import CPULoadStoreSpec, GPULoadStoreSpec, KVGroup, KVLayout
@@ -53,7 +54,9 @@ class Rig:
         self.slots[:] = CANARY
         self.gate = Gate(self.region)
         layout = KVLayout("m", "uint8", 16, (KVGroup((PAGE,)),))
-        self.handler = DeviceHostHandler([[self.cache]], self.region, layout, batch_copy=self.gate if gated else None)
+        self.handler = DeviceHostHandler(
+            [[self.cache]], self.region, layout, device=CPUDevice(batch_copy=self.gate if gated else None)
+        )
 
     def store(self, block: int, slot: int) -> tuple[GPULoadStoreSpec, CPULoadStoreSpec]:
         return GPULoadStoreSpec([block]), CPULoadStoreSpec([slot])

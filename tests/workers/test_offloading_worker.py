@@ -8,6 +8,7 @@ import logging
 import pytest
 import torch
 
+from asyncoffload.device.cpu import CPUDevice
 from asyncoffload.errors import InvalidArgument, TransferError
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.types import CPULoadStoreSpec, GPULoadStoreSpec, KVGroup, KVLayout, LoadStoreSpec
@@ -122,7 +123,7 @@ async def test_transfer_raises_what_went_wrong() -> None:
         raise OSError(5, "broken")
 
     layout = KVLayout("m", "uint8", 16, (KVGroup((PAGE,)),))
-    handler = DeviceHostHandler([[cache]], HostRegion(1, PAGE), layout, batch_copy=broken)
+    handler = DeviceHostHandler([[cache]], HostRegion(1, PAGE), layout, device=CPUDevice(batch_copy=broken))
     worker = new_worker(handler)
     try:
         with pytest.raises(TransferError, match=r"transfer 1 from GPU to CPU failed: .*broken"):

@@ -76,5 +76,5 @@ class LoadChecker:
     def _digest(self, group: int, block: int) -> Digest:
         digest = xxhash.xxh3_64()
         for tensor in self._kv_caches[group]:
-            digest.update(tensor[block].view(torch.uint8).numpy().data)
+            digest.update(tensor[block].view(torch.uint8).cpu().numpy().data)
         return digest.intdigest()

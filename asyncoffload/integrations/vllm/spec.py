@@ -19,6 +19,7 @@ from asyncoffload.integrations.vllm.options import StackOptions
 from asyncoffload.integrations.vllm.stack_metrics import StackMetrics, stack_metrics
 from asyncoffload.integrations.vllm.versions import check_vllm
 from asyncoffload.integrations.vllm.worker import AsyncOffloadingWorker, kv_views, part_layout
+from asyncoffload.memory.region import Pinner
 from asyncoffload.memory.shared import SharedRegion
 from asyncoffload.offloader.wiring import policy_for, tiers_for
 from asyncoffload.sync.manager import SyncOffloadingManager
@@ -26,6 +27,7 @@ from asyncoffload.sync.worker import SyncOffloadingWorker
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.types import CPULoadStoreSpec, GPULoadStoreSpec, KVLayout
 from asyncoffload.workers.device_host import DeviceHostHandler
+from asyncoffload.workers.devices import device_for, pinner_for
 
 check_vllm()
 
@@ -153,11 +155,11 @@ class AsyncOffloadingSpec(OffloadingSpec):  # type: ignore[misc]  # vLLM has no 
         self._require_whole_chunks()
         views = kv_views(kv_caches, len(self.config.groups))
         layout = part_layout(plan, views, rank)
-        shared = self._join(self._ranks()[rank])
+        shared = self._join(self._ranks()[rank], pinner_for(views))
         undo.callback(shared.close)
-        handler = DeviceHostHandler(
-            views, shared.region, layout, slot_offset=rank * plan.part_bytes, copy_threads=options.copy_threads
-        )
+        device = device_for(views, shared.region, copy_threads=options.copy_threads)
+        undo.callback(device.close)
+        handler = DeviceHostHandler(views, shared.region, layout, slot_offset=rank * plan.part_bytes, device=device)
         worker = SyncOffloadingWorker()
         undo.callback(worker.shutdown)
         worker.register_handler(GPULoadStoreSpec, CPULoadStoreSpec, handler)
@@ -188,9 +190,9 @@ class AsyncOffloadingSpec(OffloadingSpec):  # type: ignore[misc]  # vLLM has no 
     def _ranks(self) -> list[str]:
         return [f"rank {rank}" for rank in range(self.config.parallel.world_size)]
 
-    def _join(self, member: str) -> SharedRegion:
-        plan = self._plan
-        return SharedRegion(self.config.engine_id, member, (_SCHEDULER, *self._ranks()), plan.n_slots, plan.slot_bytes)
+    def _join(self, member: str, pinner: Pinner | None = None) -> SharedRegion:
+        plan, members = self._plan, (_SCHEDULER, *self._ranks())
+        return SharedRegion(self.config.engine_id, member, members, plan.n_slots, plan.slot_bytes, pinner=pinner)
 
 
 def _close(loop: LoopThread, tiers: Sequence[SecondaryTierManager], shared: SharedRegion) -> None:

@@ -136,16 +136,10 @@ def kv_views(kv_caches: vllm.CanonicalKVCaches, n_groups: int) -> list[list[torc
     """Per group, the part of each layer's tensor that holds data, without the padding behind each page.
 
     Raises:
-        ConfigError: the tensors lie where this stack cannot copy, or are not in the groups that vLLM announced.
+        ConfigError: the tensors are not in the groups that vLLM announced.
     """
     if len(kv_caches.group_data_refs) != n_groups:
         raise ConfigError(f"vLLM announced {n_groups} groups of layers and registered {len(kv_caches.group_data_refs)}")
-    for entry in kv_caches.tensors:
-        if entry.tensor.device.type != "cpu":
-            raise ConfigError(
-                f"the KV cache lies on {entry.tensor.device}: AsyncOffloadingSpec copies within host memory only so "
-                "far. On this device use vLLM's TieringOffloadingSpec with our FileSystemTier behind it"
-            )
     return [
         [kv_caches.tensors[ref.tensor_idx].tensor.view(torch.int8)[:, : ref.page_size_bytes] for ref in refs]
         for refs in kv_caches.group_data_refs

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from asyncoffload.errors import ConfigError, CorruptBlockError, TierUnavailable
+from asyncoffload.device.base import CopyDevice
+from asyncoffload.errors import ConfigError, CorruptBlockError, InvalidArgument, TierUnavailable
 from asyncoffload.integrations.vllm.checking import LoadChecker
 from asyncoffload.memory import shared
+from asyncoffload.memory.region import HostRegion
 from tests.integrations.vllm.stack_rig import Stack, configuration, kv_caches
 from tests.integrations.vllm.tier_rig import some_keys
+from tests.workers.kinds import FakeCuda
 
 pytest.importorskip("vllm.v1.kv_offload.base", reason="vLLM is not installed")
 
@@ -47,6 +51,32 @@ def test_each_rank_gets_its_own_bytes_back_also_from_disk(world_size: int, tmp_p
         assert stack.manager._requests == {}
     assert not shared._groups
     assert len(list(tmp_path.rglob("*.bin"))) == 8
+
+
+def test_ranks_on_cuda_copy_through_streams_of_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    from asyncoffload.integrations.vllm import spec
+
+    with ExitStack() as undo:
+        cuda = FakeCuda(undo)
+
+        def device_for(views: Any, region: HostRegion, *, copy_threads: int) -> CopyDevice:  # noqa: ARG001
+            assert region.pinned
+            return cuda.device(region, *(cuda.place(view) for group in views for view in group))
+
+        monkeypatch.setattr(spec, "pinner_for", lambda views: cuda.pinner())  # noqa: ARG005
+        monkeypatch.setattr(spec, "device_for", device_for)
+        keys = some_keys(6)
+        with Stack(configuration(2)) as stack:
+            before = [rank.content(range(6)) for rank in stack.ranks]
+            stack.store(keys, range(6))
+            for rank in stack.ranks:
+                for entry in rank.caches.tensors:
+                    entry.tensor.zero_()
+            stack.load(keys, range(6))
+            assert all(same(rank.content(range(6)), content) for rank, content in zip(stack.ranks, before, strict=True))
+            checkers = [rank.worker._checker for rank in stack.ranks]
+            assert [checker.compared for checker in checkers if checker is not None] == [6, 6]
+        assert cuda.resources()["registered_bytes"] == 0
 
 
 def test_a_chunk_can_be_entered_in_its_middle_and_left_early() -> None:
@@ -95,7 +125,7 @@ def test_what_is_not_supported_is_refused_at_the_start(arguments: dict[str, Any]
 def test_caches_that_it_cannot_copy_are_refused_at_the_start() -> None:
     from asyncoffload.integrations.vllm.spec import AsyncOffloadingSpec
 
-    with pytest.raises(ConfigError, match="the KV cache lies on meta"):
+    with pytest.raises(InvalidArgument, match="the KV caches lie on meta"):
         AsyncOffloadingSpec(configuration()).get_worker(kv_caches(0, device="meta"))
     with pytest.raises(ConfigError, match="announced 2 groups of layers and registered 1"):
         AsyncOffloadingSpec(configuration(n_groups=2)).get_worker(kv_caches(0))

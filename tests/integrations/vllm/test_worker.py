@@ -12,6 +12,7 @@ import torch
 
 from asyncoffload.core.coalesce import CopyBatch
 from asyncoffload.device.batch_copy import copy_one_by_one
+from asyncoffload.device.cpu import CPUDevice
 from asyncoffload.errors import InvalidArgument, TransferError
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.sync.worker import SyncOffloadingWorker
@@ -54,7 +55,7 @@ class Rig:
         self.tensor = torch.arange(BLOCKS * PAGE, dtype=torch.int32).to(torch.uint8).view(BLOCKS, PAGE)
         self.region = HostRegion(BLOCKS, factor * PAGE)
         layout = KVLayout("m", "uint8", 16, (KVGroup((PAGE,)),), block_size_factor=factor)
-        handler = DeviceHostHandler([[self.tensor]], self.region, layout, copy_threads=1, batch_copy=self.copier)
+        handler = DeviceHostHandler([[self.tensor]], self.region, layout, device=CPUDevice(1, batch_copy=self.copier))
         worker = SyncOffloadingWorker()
         worker.register_handler(GPULoadStoreSpec, CPULoadStoreSpec, handler)
         worker.register_handler(CPULoadStoreSpec, GPULoadStoreSpec, handler)
