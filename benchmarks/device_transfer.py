@@ -14,8 +14,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+from asyncoffload.cli.bench_device_command import ALL_MEASURED, NOT_ALL_MEASURED
 from asyncoffload.cli.device_bench.figures import DeviceReport, Section
 from asyncoffload.cli.device_bench.running import MEASUREMENTS, Measurement
 from asyncoffload.cli.device_bench.table import markdown_of
@@ -24,7 +26,7 @@ COMMAND = (sys.executable, "-X", "faulthandler", "-c", "from asyncoffload.cli im
 
 
 def measured(measurement: Measurement, options: argparse.Namespace) -> DeviceReport:
-    """The report of one section, whatever becomes of its process."""
+    """The report of one section, or what there is of it when its process crashes or has to be ended."""
     arguments = ["--device", options.device, "--only", measurement.key, *(["--quick"] if options.quick else [])]
     with tempfile.TemporaryDirectory() as folder:
         figures, complaints = Path(folder, "figures.json"), Path(folder, "complaints")
@@ -32,25 +34,32 @@ def measured(measurement: Measurement, options: argparse.Namespace) -> DeviceRep
             process = subprocess.Popen(
                 [*COMMAND, *arguments, "--json", str(figures)], stdout=subprocess.DEVNULL, stderr=log
             )
-            try:
-                code = process.wait(options.timeout)
-                error = f"its process ended with {code}"
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGABRT)  # shows where every thread is
-                error = f"nothing after {options.timeout} s"
-                try:
-                    process.wait(10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
+            ended = _end_of(process, options.timeout)
         if figures.exists():
-            return DeviceReport.from_json(json.loads(figures.read_text()))
+            report = DeviceReport.from_json(json.loads(figures.read_text()))
+        else:
+            report = DeviceReport({}, (Section(measurement.key, measurement.title, error="not begun"),))
+        if process.returncode in (ALL_MEASURED, NOT_ALL_MEASURED):
+            return report
         print(complaints.read_text()[-4000:], file=sys.stderr)
-    return DeviceReport({}, (Section(measurement.key, measurement.title, error=error),))
+        sections = (replace(section, error=f"{section.error}; {ended}") for section in report.sections)
+        return DeviceReport(report.machine, tuple(sections))
+
+
+def _end_of(process: subprocess.Popen[bytes], timeout: float) -> str:
+    try:
+        return f"the process ended with {process.wait(timeout)}"
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # it shows where every thread is
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        return f"the process was ended after {timeout:g} s"
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
 
 
 def main() -> None:
@@ -59,7 +68,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     parser.add_argument("--only", action="append", metavar="KEY", help="measure only this; may be repeated")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too, anew after each measurement")
-    parser.add_argument("--timeout", type=float, default=180, help="seconds for each measurement (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for each measurement (%(default)s)")
     options = parser.parse_args()
     machine: dict[str, str] = {}
     sections: list[Section] = []

@@ -68,15 +68,16 @@ class BenchDeviceCommand:
             def done(section: Section) -> None:
                 sections.append(section)
                 bar.advance(task)
-                self._write_json(
-                    DeviceReport(machine, tuple(sections))
-                )  # each time, in case the device ends the process
+                self._write_json(DeviceReport(machine, tuple(sections)))
+
+            def so_far(section: Section) -> None:
+                self._write_json(DeviceReport(machine, (*sections, section)))
 
             try:
                 effort = effort_for(side.kind, quick=self.quick)
                 for measurement in wanted:
                     bar.update(task, description=measurement.title)
-                    run_measurement(side, effort, measurement, done)
+                    run_measurement(side, effort, measurement, done, so_far)
             except KeyboardInterrupt:
                 interrupted = True
         report = DeviceReport(machine, tuple(sections))

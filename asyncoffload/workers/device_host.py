@@ -17,7 +17,7 @@ from asyncoffload.aio.waiting import outlive
 from asyncoffload.core.coalesce import CopyBatch
 from asyncoffload.device.base import CopyDevice, EngineCount
 from asyncoffload.device.cpu import CPUDevice
-from asyncoffload.device.poller import EventPoller
+from asyncoffload.device.poller import EventPoller, PollerStats
 from asyncoffload.errors import ClosedError, InvalidArgument, TierUnavailable, TransferError, WrongLoopError
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.types import CPULoadStoreSpec, GPULoadStoreSpec, KVLayout, TransferResult, TransferSpec
@@ -105,6 +105,10 @@ class DeviceHostHandler(OffloadingHandler):
     def engines(self) -> Mapping[str, EngineCount]:
         """The ways of copying that the device chose among, and what each has done so far."""
         return self._device.engines()
+
+    def polling(self) -> PollerStats:
+        """What waiting for transfers on the event loop has cost, and how late their ends were noticed."""
+        return self._poller.stats()
 
     def poll(self) -> int:
         with self._lock:

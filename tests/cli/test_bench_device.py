@@ -234,6 +234,17 @@ def test_a_case_that_fails_leaves_the_others_and_its_figures(error: Exception) -
     assert section.wrong_bytes == isinstance(error, WrongBytesError)
 
 
+def test_what_there_is_can_be_kept_before_each_case() -> None:
+    def measure(side: Side, effort: Effort, case: str) -> Iterator[Figure]:
+        yield Figure.of(f"{side.kind}, {effort.rounds} rounds, {case}", [1.0], "ms")
+
+    sections: list[Section] = []
+    measurement = Measurement("m", "M", measure, lambda _: ("first", "second"))
+    run_measurement(CPUSide(), TINY, measurement, sections.append, sections.append)
+    assert [section.error for section in sections] == ["first: unfinished", "second: unfinished", ""]
+    assert [len(section.figures) for section in sections] == [0, 1, 2]
+
+
 # The command
 
 

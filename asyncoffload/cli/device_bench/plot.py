@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from asyncoffload.cli.device_bench.figures import DeviceReport, Figure
 from asyncoffload.errors import InvalidArgument
@@ -63,6 +64,8 @@ def _aims(axes: Axes, report: DeviceReport) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="times the aim", title="Aims (1 and more: met)")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="y", labelsize=6)
 
 

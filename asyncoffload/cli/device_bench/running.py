@@ -88,19 +88,39 @@ MEASUREMENTS = (
 )
 
 
-def run_measurement(side: Side, effort: Effort, measurement: Measurement, done: Callable[[Section], None]) -> None:
+def run_measurement(
+    side: Side,
+    effort: Effort,
+    measurement: Measurement,
+    done: Callable[[Section], None],
+    so_far: Callable[[Section], None] = lambda _: None,
+) -> None:
     """Measure one section.
 
     Args:
         done: called with the section; with what there is of it also where it fails or is interrupted.
+        so_far: called with what there is before each case, in case the device ends the process.
     """
     skipped = measurement.only_cuda if side.kind != "cuda" else ""
     figures: list[Figure] = []
     errors: list[str] = []
     wrong = False
     begin = time.perf_counter()
+
+    def section(*more_errors: str) -> Section:
+        return Section(
+            key=measurement.key,
+            title=measurement.title,
+            figures=tuple(figures),
+            seconds=time.perf_counter() - begin,
+            skipped=skipped,
+            error="; ".join((*errors, *more_errors)),
+            wrong_bytes=wrong,
+        )
+
     try:
         for case in () if skipped else measurement.cases(effort):
+            so_far(section(f"{_named(case)}unfinished"))
             try:
                 figures.extend(measurement.measure(side, effort, case))
             except Exception as failure:
@@ -112,17 +132,7 @@ def run_measurement(side: Side, effort: Effort, measurement: Measurement, done: 
         errors.append("interrupted")
         raise
     finally:
-        done(
-            Section(
-                key=measurement.key,
-                title=measurement.title,
-                figures=tuple(figures),
-                seconds=time.perf_counter() - begin,
-                skipped=skipped,
-                error="; ".join(errors),
-                wrong_bytes=wrong,
-            )
-        )
+        done(section())
 
 
 def _named(case: object) -> str:

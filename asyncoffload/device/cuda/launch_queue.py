@@ -99,14 +99,18 @@ class LaunchQueue:
     # Launching
 
     def launch_ready(self) -> None:
-        """Launch what may be launched now, and leave the rest to the feeder. The caller has the turn, and loses it."""
-        shared = self._shared
+        """Launch what may be launched now, and leave the rest to the feeder. The caller has the turn, and loses it.
+
+        One window at most: where copies end as fast as they are launched, a submitter would never come to an end.
+        """
+        shared, launched = self._shared, 0
         try:
-            while True:
+            while launched < shared.window_bytes:
                 with shared.lock:
                     piece = self._next_piece()
                     full = self.oldest_in_the_way()
                 if piece is not None:
+                    launched += piece.nbytes
                     self._launch(piece)
                 elif full is None or not self.has_ended(full):
                     break

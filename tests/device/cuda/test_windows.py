@@ -310,6 +310,16 @@ def test_nothing_of_pageable_memory_is_launched_on_the_caller_s_thread(
         assert "pageable" in repr(rig.device)
 
 
+def test_a_submitter_launches_one_window_even_where_copies_end_at_once(rig: Rig) -> None:
+    stream = rig.device.stream("loads", "load")
+    rig.launcher.before = lambda _: rig.fake.settle()
+    copy, event = rig.submit(stream, *range(0, 24, 2))
+    event.synchronize()
+    assert copy.complete
+    mine = [launch for launch in rig.launcher.launches if launch.thread == threading.get_ident()]
+    assert (len(mine), len(rig.launcher.launches)) == (4, 12)
+
+
 def test_a_feeder_starts_when_it_is_needed_and_ends_with_the_device(fake: Fake, driver: Driver) -> None:
     before = threading.active_count()
     with rig_over(fake, driver) as rig:
