@@ -28,8 +28,8 @@ copies for it, at once and on the engine's thread, since vLLM has none for the C
   ttft        seconds from the request to its first token, for prompts of which nine tenths are offloaded and not on the
               device: with large blocks, and a model of which prefill costs real time; and with small blocks, and one
               of which it costs little, so that loading counts, as it does on an accelerator
-  throughput  tokens of prompts and answers per second, 16 requests at a time, that share prefixes beyond what the
-              device holds
+  throughput  seconds per token of prompts and answers, 16 requests at a time, that share prefixes beyond what the
+              device holds; and how many tokens of a prompt were not computed, in the mean of each round
   misses      prompts that never hit anything: the processor time inside our manager and worker on the engine's thread,
               as a share of the engine's time
 
@@ -37,9 +37,15 @@ Where blocks come from disk, the primary is too small for the prompts that take 
 Figures are medians over the rounds; ratios are medians of the rounds' ratios, with their quartiles.
 
     PYTHONPATH=. vllm-env/bin/python benchmarks/vllm_engine.py --dir /mnt/nvme
+
+Five engines on a small machine take their time. For two of them, in more rounds:
+
+    ... --only throughput --side "ours, disk" --side "vLLM, disk" --rounds 9
 """
 
 CLIENTS = 16
+
+SIDES = ("recomputed", "ours, host", "ours, disk", "vLLM, host", "vLLM, disk")
 
 
 @dataclass(frozen=True)
@@ -83,17 +89,18 @@ def connectors(load: Load, root: Path) -> dict[str, Mapping[str, Any] | None]:
     block = load.shape.bytes_per_block
     ample, scarce = 8 * load.prompts * load.prompt_blocks, load.prompt_blocks * 3 // 2
     ours = {"spec_name": "AsyncOffloadingSpec", "spec_module_path": "asyncoffload.integrations.vllm"}
-    return {
-        "recomputed": None,
-        "ours, host": {**ours, "cpu_bytes_to_use": ample * block},
-        "ours, disk": {
+    says: list[Mapping[str, Any] | None] = [
+        None,
+        {**ours, "cpu_bytes_to_use": ample * block},
+        {
             **ours,
             "cpu_bytes_to_use": scarce * block,
             "secondary_tiers": [{"type": "fs", "root_dir": str(root / "ours")}],
         },
-        "vLLM, host": tiering(cpu_bytes_to_use=ample * block),
-        "vLLM, disk": tiering({"type": "fs", "root_dir": str(root / "vllm")}, cpu_bytes_to_use=scarce * block),
-    }
+        tiering(cpu_bytes_to_use=ample * block),
+        tiering({"type": "fs", "root_dir": str(root / "vllm")}, cpu_bytes_to_use=scarce * block),
+    ]
+    return dict(zip(SIDES, says, strict=True))
 
 
 def settings_for(load: Load, **settings: Any) -> dict[str, Any]:
@@ -104,13 +111,14 @@ def settings_for(load: Load, **settings: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def engines(load: Load, root: Path, **settings: Any) -> Iterator[dict[str, Engine]]:
+def engines(load: Load, root: Path, sides: Sequence[str], **settings: Any) -> Iterator[dict[str, Engine]]:
     """One engine per side, all of them at once."""
     model = make_model(root / "model", load.shape)
     with ExitStack() as stack:
         yield {
             side: stack.enter_context(running(model, connector, processes=3, **settings_for(load, **settings)))
             for side, connector in connectors(load, root).items()
+            if side in sides
         }
 
 
@@ -120,15 +128,15 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def time_to_first_token(load: Load, root: Path, rounds: int) -> list[dict[str, Any]]:
+def time_to_first_token(load: Load, sides: Sequence[str], root: Path, rounds: int) -> list[dict[str, Any]]:
     """Seconds by side, and what each side loaded."""
     took: dict[str, list[float]] = {}
     cached: dict[str, set[int]] = {}
-    with engines(load, root, max_num_seqs=1) as sides:
+    with engines(load, root, sides, max_num_seqs=1) as running_ones:
         for turn in range(rounds + 1):
             for number in range(load.prompts):
                 prompt = load.prompt(number, turn)
-                for side, engine in sides.items():
+                for side, engine in in_turns(running_ones, turn + number):
                     engine.forget_device()
                     answers: list[Any] = []
                     took_now = seconds_of(lambda: answers.extend(engine.complete([prompt], 1)))  # noqa: B023
@@ -139,19 +147,29 @@ def time_to_first_token(load: Load, root: Path, rounds: int) -> list[dict[str, A
     return [figure(f"ttft, {load.name}, {side}", values, took, sorted(cached[side])) for side, values in took.items()]
 
 
-def throughput(load: Load, root: Path, rounds: int) -> list[dict[str, Any]]:
-    """Tokens per second by side, with requests that share prefixes."""
+def throughput(load: Load, sides: Sequence[str], root: Path, rounds: int) -> list[dict[str, Any]]:
+    """Seconds per token by side, with requests that share prefixes, and what each side loaded."""
     took: dict[str, list[float]] = {}
+    cached: dict[str, set[int]] = {}
     tokens = 2 * CLIENTS * (load.prompt_tokens + 8)
-    with engines(load, root, max_num_seqs=CLIENTS) as sides:
+    with engines(load, root, sides, max_num_seqs=CLIENTS) as running_ones:
         for turn in range(rounds + 1):
             prompts = [load.prompt(number % (2 * load.prompts), turn * 100 + number) for number in range(2 * CLIENTS)]
-            for side, engine in sides.items():
-                took_now = seconds_of(partial(engine.complete, prompts, 8))
+            for side, engine in in_turns(running_ones, turn):
+                answers: list[Any] = []
+                took_now = seconds_of(lambda: answers.extend(engine.complete(prompts, 8)))  # noqa: B023
                 engine.forget_device()
                 if turn:
                     took.setdefault(side, []).append(took_now / tokens)
-    return [figure(f"throughput, {side}", values, took, []) for side, values in took.items()]
+                    cached.setdefault(side, set()).add(sum(answer.cached for answer in answers) // len(answers))
+    return [figure(f"throughput, {side}", values, took, sorted(cached[side])) for side, values in took.items()]
+
+
+def in_turns(sides: Mapping[str, Engine], turn: int) -> list[tuple[str, Engine]]:
+    """All sides, with another one first in each turn, so that none has the advantage of its place."""
+    ordered = list(sides.items())
+    first = turn % len(ordered)
+    return ordered[first:] + ordered[:first]
 
 
 class Meter:
@@ -236,12 +254,14 @@ def main() -> None:
     parser.add_argument("--dir", default=".", help="a directory on the disk under test")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", action="append", choices=["ttft-large", "ttft-small", "throughput", "misses"])
+    parser.add_argument("--side", action="append", choices=SIDES, help="these only; by default all")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
+    sides = options.side or SIDES
     measurements = {
-        "ttft-large": partial(time_to_first_token, LARGE),
-        "ttft-small": partial(time_to_first_token, SMALL),
-        "throughput": partial(throughput, SMALL),
+        "ttft-large": partial(time_to_first_token, LARGE, sides),
+        "ttft-small": partial(time_to_first_token, SMALL, sides),
+        "throughput": partial(throughput, SMALL, sides),
         "misses": partial(misses, LARGE),
     }
     figures: list[dict[str, Any]] = []

@@ -27,7 +27,9 @@ class _Outlet:
         walk_due: it is its turn to have the cold tail walked for it.
         walk_cut_short: the last walk found more than there was room for.
         refuses: of the last batch it took nothing; it is offered nothing again before it takes something.
-        stored, shed, failed: counts of blocks.
+        stored, failed: counts of blocks.
+        over_limit, refused, dropped: counts of blocks that were shed: because too many were in flight, by the tier,
+            and because offers were taken back.
     """
 
     shed_keys: deque[OffloadKey]
@@ -37,8 +39,15 @@ class _Outlet:
     walk_cut_short: bool = False
     refuses: bool = False
     stored: int = 0
-    shed: int = 0
     failed: int = 0
+    over_limit: int = 0
+    refused: int = 0
+    dropped: int = 0
+
+    @property
+    def shed(self) -> int:
+        """Blocks that were put off, whatever the reason."""
+        return self.over_limit + self.refused + self.dropped
 
 
 class Cascades:
@@ -63,7 +72,7 @@ class Cascades:
         """Offer newly stored blocks to every tier; what a tier has no room for is shed."""
         for tier, outlet in enumerate(self._outlets):
             taken = self._offer_to(tier, keys)
-            outlet.shed += len(keys) - taken
+            outlet.over_limit += len(keys) - taken
             outlet.shed_keys.extend(keys[taken:])
 
     def offer_again(self) -> None:
@@ -130,14 +139,15 @@ class Cascades:
         outlet.walk_due = outlet.walk_due or (outlet.walk_cut_short and bool(arrived))
         outlet.shed_keys.extend(shed)
         outlet.stored += len(arrived)
-        outlet.shed += len(shed) + cancelled
+        outlet.refused += len(shed)
+        outlet.dropped += cancelled
         outlet.failed += len(keys) - len(arrived) - len(shed) - cancelled
 
     def drop(self) -> None:
         """Take back the offers that were not handed out yet."""
         for outlet in self._outlets:
             outlet.in_flight.difference_update(key for key, _ in outlet.waiting)
-            outlet.shed += len(outlet.waiting)
+            outlet.dropped += len(outlet.waiting)
             self._table.unpin([slot for _, slot in outlet.waiting])
             outlet.waiting.clear()
             outlet.shed_keys.clear()
@@ -166,3 +176,9 @@ class Cascades:
         outlet = self._outlets[tier]
         counts = {name: getattr(outlet, name) for name in ("stored", "shed", "failed")}
         return {"in_flight": len(outlet.in_flight), **counts}
+
+    def shed_counts(self, tier: int) -> dict[str, int]:
+        """Blocks shed so far, by what they ran into: the bound on blocks in flight (``cascade_blocks``), the ``tier``
+        itself, or that offers were taken back (``dropped``)."""
+        outlet = self._outlets[tier]
+        return {"cascade_blocks": outlet.over_limit, "tier": outlet.refused, "dropped": outlet.dropped}

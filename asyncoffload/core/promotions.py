@@ -1,15 +1,17 @@
-"""Promotions: which found blocks get a slot of the primary next, first come, first served within each priority."""
+"""Promotions: which found blocks get a slot of the primary next, by turns, and first come, first served within each."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
 
+from asyncoffload.core.keeping import Turn
 from asyncoffload.core.primary import Primary
 from asyncoffload.core.tickets import Fetch, FetchState
 from asyncoffload.core.write import Write
 from asyncoffload.keys import OffloadKey
-from asyncoffload.types import Priority, Status
+from asyncoffload.types import Status
 
 MAX_PROMOTION_BLOCKS = 64
 """Blocks of one promotion: few enough that the copy of one to the device overlaps with the reading of the next."""
@@ -30,19 +32,26 @@ class Promotions:
         self._primary = primary
         self._limit = max(1, limit)
         self._in_flight = 0
-        self._lines: dict[Priority, deque[Fetch]] = {priority: deque() for priority in sorted(Priority)}
+        self._lines: dict[Turn, deque[Fetch]] = {}
+        self._turns: list[Turn] = []  # of the lines; a heap
 
     def push(self, fetches: Iterable[Fetch]) -> None:
-        """Queue found fetches, each at the end of its priority's line."""
+        """Queue found fetches, each at the end of its turn's line."""
         for fetch in fetches:
             fetch.state = FetchState.QUEUED
-            self._lines[fetch.priority].append(fetch)
+            self._line(fetch.turn).append(fetch)
 
     @property
     def head(self) -> Fetch | None:
         """The fetch that is next, or None."""
         line = self._first_line()
         return line[0] if line else None
+
+    @property
+    def room(self) -> int:
+        """How many blocks the next promotion may have, as far as the budget goes; nobody may want so many."""
+        line = self._first_line()
+        return min(self._limit - self._in_flight, MAX_PROMOTION_BLOCKS, 0 if line is None else len(line))
 
     def begin(self) -> tuple[list[Fetch], Write] | None:
         """Give slots to the next fetches, all from one tier; fewer where memory that is still in use keeps slots back.
@@ -57,9 +66,23 @@ class Promotions:
             if write is not None:
                 self._in_flight += len(batch)
                 return batch, write
-            self._put_back(batch)
+            self.put_back(batch)
             room = len(batch) // 2
         return None
+
+    def put_back(self, batch: Sequence[Fetch]) -> None:
+        """Queue fetches in front of the others of their turn."""
+        for fetch in reversed(batch):
+            fetch.state = FetchState.QUEUED
+            self._line(fetch.turn).appendleft(fetch)
+
+    def withdraw(self) -> list[Fetch]:
+        """Take whoever has the same turn as the next one out of the line."""
+        line = self._first_line() or ()
+        fetches = list(dict.fromkeys(filter(_waits, line)))
+        if line:
+            del self._lines[heappop(self._turns)]
+        return fetches
 
     def end(self, write: Write, statuses: Sequence[Status]) -> list[OffloadKey]:
         """A promotion has ended; returns the blocks that are ready now."""
@@ -68,28 +91,35 @@ class Promotions:
 
     def _take(self, limit: int) -> list[Fetch]:
         batch: list[Fetch] = []
-        line = self._first_line()
-        while line and len(batch) < limit:
-            fetch = line[0]
-            if fetch.state is FetchState.QUEUED and fetch.waiters:
-                if batch and fetch.tier != batch[0].tier:
-                    break
-                fetch.state = FetchState.PROMOTING
-                batch.append(fetch)
-            line.popleft()
+        while len(batch) < limit and (line := self._first_line()) is not None:
+            first = batch[0] if batch else line[0]
+            if line[0].tier != first.tier or line[0].turn[0] != first.turn[0]:
+                break
+            while line and len(batch) < limit:
+                fetch = line[0]
+                if _waits(fetch):
+                    if fetch.tier != first.tier:
+                        return batch
+                    fetch.state = FetchState.PROMOTING
+                    batch.append(fetch)
+                line.popleft()
         return batch
 
-    def _put_back(self, batch: Sequence[Fetch]) -> None:
-        for fetch in reversed(batch):
-            fetch.state = FetchState.QUEUED
-            self._lines[fetch.priority].appendleft(fetch)
+    def _line(self, turn: Turn) -> deque[Fetch]:
+        line = self._lines.get(turn)
+        if line is None:
+            line = self._lines[turn] = deque()
+            heappush(self._turns, turn)
+        return line
 
     def _first_line(self) -> deque[Fetch] | None:
-        for line in self._lines.values():
+        while self._turns:
+            line = self._lines[self._turns[0]]
             while line and not _waits(line[0]):
                 line.popleft()
             if line:
                 return line
+            del self._lines[heappop(self._turns)]
         return None
 
     def __len__(self) -> int:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 
 from asyncoffload.core.block_table import BlockTable
+from asyncoffload.core.keeping import Turn
 from asyncoffload.core.ops import Hurry
 from asyncoffload.core.probes import Probes
 from asyncoffload.core.promotions import Promotions
 from asyncoffload.core.running import RunningOp
-from asyncoffload.core.searches import MAX_LANDINGS, Search, is_needed
+from asyncoffload.core.searches import Search, is_needed
+from asyncoffload.core.standstill import Standstill
 from asyncoffload.core.tickets import NO_SLOT, PRIMARY, Fetch, FetchState, Mode, Ticket, TicketBook, by_ticket
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types import LookupResult, Priority, Status
@@ -31,16 +33,16 @@ class Reads:
         book: the open tickets and what they wait for.
         hurries: advice for running ops.
         shut: whether whoever wants a block that is not ready ends at once.
-        landed: blocks that became ready for a search, since somebody last looked.
-        stalled: nothing gets a slot, since all of them are kept for searches.
+        landed: blocks that became ready for a search, and its owner, since somebody last looked.
+        standstill: whether nothing gets a slot, since all of them are kept for searches.
     """
 
     def __init__(self, table: BlockTable, probes: Probes, promotions: Promotions) -> None:
         self.book = TicketBook()
         self.hurries: list[Hurry] = []
         self.shut = False
-        self.landed: list[OffloadKey] = []
-        self.stalled = False
+        self.landed: list[tuple[str, OffloadKey]] = []
+        self.standstill = Standstill()
         self._table = table
         self._probes = probes
         self._promotions = promotions
@@ -87,9 +89,8 @@ class Reads:
 
     # --- asked key by key ---
 
-    def search(self, priority: Priority, tiers: int, deadline: float | None) -> Search:
+    def search(self, search: Search) -> Search:
         """Open a search that wants nothing yet."""
-        search = Search(priority, tiers, deadline)
         self.book.open[search] = None
         return search
 
@@ -111,8 +112,9 @@ class Reads:
             search.enlist(fetch)
             self._share(search, 0, fetch)
             self._advance(search)
-        elif self.stalled and fetch.state is FetchState.QUEUED:
-            self._lose_patience(fetch)
+        elif self.standstill.lasts and fetch.state is FetchState.QUEUED and self.standstill.ends_patience(fetch):
+            fetch.cause = Status.SHED
+            self._miss(fetch)
         state = fetch.state
         if state is _PROBING:
             return _RETRY
@@ -126,21 +128,24 @@ class Reads:
             search.drop(key)
             self._undo((), [] if fetch.waiters else [fetch])
 
-    def relieve(self) -> bool:
+    def relieve(self, hopeless: Turn | None) -> bool:
         """Nobody will give a slot back: whoever holds some and waits for more goes on with what he has.
+
+        Args:
+            hopeless: the turn for which all slots are kept and which wants more; None: some are kept for others.
 
         Returns:
             Whether somebody did. Otherwise the slots are kept for searches: what they ask for in vain becomes a miss
-            after a while, since a caller who has found all it wants will use it first, and go.
+            after a while.
         """
         if self.book.slots_of_waiters():
             self.expire(self.book.youngest_holder(), Status.SHED)
             return True
-        self.stalled = True
+        self.standstill.found(hopeless)
         return False
 
     def _set_going(self, search: Search, key: OffloadKey) -> Fetch | None:
-        if self.shut or search.over or search.landings.get(key, 0) >= MAX_LANDINGS:
+        if self.shut or search.over or not search.may_land(key):
             return None
         fetches = self.book.fetches
         fetch = fetches.get(key)
@@ -160,12 +165,6 @@ class Reads:
         if not search.blocked:
             self._advance(search)
         return fetch
-
-    def _lose_patience(self, fetch: Fetch) -> None:
-        fetch.patience -= 1
-        if not fetch.patience:
-            fetch.cause = Status.SHED
-            self._miss(fetch)
 
     def _let_go(self, search: Search) -> None:
         left = [search.drop(key) for key in list(search.wanted)]
@@ -194,9 +193,9 @@ class Reads:
 
     def _share(self, ticket: Ticket, index: int, fetch: Fetch) -> None:
         """A ticket has joined others who wait for a fetch."""
-        urgent = ticket.priority < fetch.priority
-        if urgent:
-            fetch.priority = ticket.priority
+        earlier = ticket.turn < fetch.turn
+        if earlier:
+            fetch.turn = ticket.turn
         if fetch.state is FetchState.MISSED:
             self._cut(ticket, index, fetch.cause)
         elif fetch.state is FetchState.STORING and ticket.mode is Mode.LOOK:
@@ -206,7 +205,7 @@ class Reads:
             if ticket.priority < fetch.op.priority:
                 fetch.op.priority = ticket.priority
                 self.hurries.append(Hurry(fetch.op.op_id, fetch.op.tier, ticket.priority))
-        elif fetch.state is FetchState.QUEUED and urgent:
+        elif fetch.state is FetchState.QUEUED and earlier:
             self._promotions.push([fetch])
 
     def _cut(self, ticket: Ticket, at: int, cause: Status) -> None:
@@ -309,9 +308,9 @@ class Reads:
         """Give blocks that became ready to everybody who waits for them."""
         for ticket, mine in by_ticket(fetches).items():
             if isinstance(ticket, Search):
+                self.landed += [(ticket.owner, fetch.key) for fetch in mine if fetch not in ticket.parked]
                 for fetch in mine:
                     ticket.land(fetch.key)
-                    self.landed.append(fetch.key)
                 continue
             hold = ticket.mode is Mode.HOLD
             slots = self._table.pin([fetch.key for fetch in mine]) if hold else repeat(NO_SLOT)

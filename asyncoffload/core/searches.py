@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from asyncoffload.core.keeping import FIRST, Turn
 from asyncoffload.core.tickets import Fetch, FetchState, Mode, Ticket
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types import Priority, Status
@@ -18,7 +19,10 @@ PARKED = sys.maxsize
 """The place in the line of a key that is not promoted unless it is asked for again."""
 
 MAX_LANDINGS = 3
-"""How often a block is promoted for one search that lets it be evicted each time before it is used."""
+"""How often a block is promoted for a search that lets it be evicted each time before it is used."""
+
+MAX_KEPT_LANDINGS = 24
+"""The same where somebody keeps it, so that it only leaves for others who come first."""
 
 
 NOBODY: tuple[int, Fetch | None] = (0, None)
@@ -38,12 +42,16 @@ class Search(Ticket):
         parked: those of their fetches that wait to be asked for again.
         landings: how often each key became ready during the search, and was not used since.
         over: nothing more is sought: what is not ready is a miss.
+        owner: for whom the conductor keeps what has landed; empty: for nobody in particular.
     """
 
-    __slots__ = ("_asked", "_line", "landings", "over", "parked", "wanted")
+    __slots__ = ("_asked", "_line", "landings", "over", "owner", "parked", "wanted")
 
-    def __init__(self, priority: Priority, tiers: int, deadline: float | None) -> None:
-        super().__init__(Mode.HOLD, priority, tiers, deadline)
+    def __init__(
+        self, priority: Priority, tiers: int, deadline: float | None, *, owner: str = "", place: int = FIRST
+    ) -> None:
+        super().__init__(Mode.HOLD, priority, tiers, deadline, place=place)
+        self.owner = owner
         self.wanted: dict[OffloadKey, Fetch] = {}
         self.parked: set[Fetch] = set()
         self.landings: dict[OffloadKey, int] = {}
@@ -97,11 +105,15 @@ class Search(Ticket):
             if at <= index:
                 break
             if at != PARKED and fetch.state not in (FetchState.MISSED, FetchState.STORING):
-                fetch.waiters[self] = PARKED
-                self.parked.add(fetch)
+                self.park(fetch)
                 if not is_needed(fetch):
                     idle.append(fetch)
         return idle
+
+    def park(self, fetch: Fetch) -> None:
+        """Leave a key alone until it is asked for again."""
+        fetch.waiters[self] = PARKED
+        self.parked.add(fetch)
 
     def rule_out(self, fetch: Fetch, cause: Status) -> int:
         """A key cannot be had by this search, while others may go on; returns its place in the line."""
@@ -116,6 +128,10 @@ class Search(Ticket):
         """A key became ready."""
         self.parked.discard(self.wanted.pop(key))
         self.landings[key] = self.landings.get(key, 0) + 1
+
+    def may_land(self, key: OffloadKey) -> bool:
+        """Whether a key may be promoted, or promoted again."""
+        return self.landings.get(key, 0) < (MAX_KEPT_LANDINGS if self.owner else MAX_LANDINGS)
 
     def used(self, keys: Iterable[OffloadKey]) -> None:
         """These were of use: should they be evicted, they are sought as at first."""
@@ -137,3 +153,23 @@ class Search(Ticket):
 def is_needed(fetch: Fetch) -> bool:
     """Whether somebody waits for the block who has not parked it."""
     return any(index != PARKED for index in fetch.waiters.values())
+
+
+def pass_over(fetches: Iterable[Fetch], still_asks: Callable[[Turn], bool]) -> list[Fetch]:
+    """Whose turn it is does not ask any more, and nobody gives way: leave these alone until they are asked for again.
+
+    Returns:
+        Those that others ask for, whose turn it is now.
+    """
+    others = []
+    for fetch in fetches:
+        asking = [ticket.turn for ticket in fetch.waiters if still_asks(ticket.turn)]
+        if asking:
+            fetch.turn = min(asking)
+            others.append(fetch)
+            continue
+        fetch.state = FetchState.FOUND
+        for ticket in fetch.waiters:
+            if isinstance(ticket, Search):
+                ticket.park(fetch)
+    return others

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum, auto
 
+from asyncoffload.core.keeping import FIRST, Turn
 from asyncoffload.core.ops import Op
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types import Priority, Status
 
 NO_SLOT = -1
 PRIMARY = -1
-
-STANDSTILL_PATIENCE = 8
-"""How often a key is asked for, with no slot to be had for it, until it counts as a miss."""
 
 
 class Mode(Enum):
@@ -51,13 +49,26 @@ class Fetch:
         refused: bit per tier that answered no.
         cause: why the block could not be had, once a tier refused it.
         op: the op that was last started for it.
-        priority: that of the most urgent ticket that ever waited for it.
+        turn: that of the first of all tickets that ever waited for it.
         dropped: the running promotion was told that nobody wants the key, so it may come back cancelled.
-        patience: how often it may still be asked for while nobody will give a slot back for it.
+        stalls: how often it was asked for in vain while nobody would give a slot back for it.
+        last_stall: when that was last counted.
         waiters: the tickets that want the key, and its index in each.
     """
 
-    __slots__ = ("cause", "dropped", "key", "op", "patience", "priority", "refused", "state", "tier", "waiters")
+    __slots__ = (
+        "cause",
+        "dropped",
+        "key",
+        "last_stall",
+        "op",
+        "refused",
+        "stalls",
+        "state",
+        "tier",
+        "turn",
+        "waiters",
+    )
 
     def __init__(self, key: OffloadKey, ticket: Ticket, index: int, refused: int = 0) -> None:
         self.key = key
@@ -66,9 +77,9 @@ class Fetch:
         self.refused = refused
         self.cause = Status.MISSING
         self.op: Op | None = None
-        self.priority = ticket.priority
+        self.turn = ticket.turn
         self.dropped = False
-        self.patience = STANDSTILL_PATIENCE
+        self.stalls = self.last_stall = 0
         self.waiters = {ticket: index}
 
     @property
@@ -99,6 +110,7 @@ class Ticket:
         pos: length of the prefix that is ready (HOLD) or known to exist (LOOK).
         cut_at: where the prefix ends for good; None while it may still reach the end.
         stopped_by: why it was cut.
+        turn: when it is served, among those who wait for slots.
     """
 
     __slots__ = (
@@ -115,11 +127,15 @@ class Ticket:
         "sources",
         "stopped_by",
         "tiers",
+        "turn",
     )
 
-    def __init__(self, mode: Mode, priority: Priority, tiers: int, deadline: float | None) -> None:
+    def __init__(
+        self, mode: Mode, priority: Priority, tiers: int, deadline: float | None, *, place: int = FIRST
+    ) -> None:
         self.mode = mode
         self.priority = priority
+        self.turn: Turn = (int(priority), place)
         self.tiers = tiers
         self.deadline = deadline
         self.keys: list[OffloadKey] = []

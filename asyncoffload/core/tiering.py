@@ -8,17 +8,18 @@ gets exactly one :meth:`TieringPlanner.settle` for each, and names the tickets t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from asyncoffload.core.cascades import Cascades
+from asyncoffload.core.keeping import FIRST, Keeper, KeepsNothing
 from asyncoffload.core.ops import Hurry, Op, OpKind
 from asyncoffload.core.primary import Primary
 from asyncoffload.core.probes import Hint, Probes
 from asyncoffload.core.promotions import Promotions
 from asyncoffload.core.reads import Reads
 from asyncoffload.core.running import RunningOp, RunningOps
-from asyncoffload.core.searches import Search
+from asyncoffload.core.searches import Search, pass_over
 from asyncoffload.core.tickets import Mode, Ticket
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types import LookupResult, Priority, Status
@@ -38,7 +39,7 @@ class TieringPlanner:
         promotion_blocks: how many blocks may be under promotion at a time.
         cascade_blocks: how many blocks may be on their way to each tier at a time.
         clean_window: how many of the coldest blocks are kept written ahead of their eviction.
-        kept: the slots that the conductor keeps pinned for callers who search, and will not give up for another one.
+        keeper: what the conductor keeps pinned for callers who search.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class TieringPlanner:
         promotion_blocks: int,
         cascade_blocks: int,
         clean_window: int = MAX_OP_BLOCKS,
-        kept: Callable[[], set[int]] = set,
+        keeper: Keeper | None = None,
     ) -> None:
         self._primary = primary
         self._table = primary.table
@@ -57,7 +58,7 @@ class TieringPlanner:
         self._probes = Probes(hints)
         self._promotions = Promotions(primary, promotion_blocks)
         self._cascades = Cascades(self._table, len(hints), limit=cascade_blocks, window=clean_window)
-        self._kept = kept
+        self._keeper = KeepsNothing() if keeper is None else keeper
         self._running = RunningOps()
         self._reads = Reads(self._table, self._probes, self._promotions)
         self.promoted = [0] * len(hints)
@@ -94,10 +95,24 @@ class TieringPlanner:
     # --- searches ---
 
     def search(
-        self, priority: Priority = Priority.DEMAND, *, tiers: int = EVERY_TIER, deadline: float | None = None
+        self,
+        priority: Priority = Priority.DEMAND,
+        *,
+        tiers: int = EVERY_TIER,
+        deadline: float | None = None,
+        owner: str = "",
+        place: int = FIRST,
     ) -> Search:
-        """Open a growing ticket that pins nothing; close it always, whatever happens."""
-        return self._reads.search(priority, tiers & self._every_tier, deadline)
+        """Open a growing ticket that pins nothing; close it always, whatever happens.
+
+        Args:
+            priority: how urgent it is.
+            tiers: a bit for each tier that may be asked.
+            deadline: when its time is over.
+            owner: for whom what has landed is kept.
+            place: its place among the searches of this priority: the smaller one gets slots first.
+        """
+        return self._reads.search(Search(priority, tiers & self._every_tier, deadline, owner=owner, place=place))
 
     def seek(self, search: Search, key: OffloadKey) -> LookupResult:
         """Ask for one key, and set going what it takes to make it ready; asked again and again, it never waits.
@@ -113,8 +128,8 @@ class TieringPlanner:
         """Forget that a search missed a key: the next :meth:`seek` asks the tiers again."""
         self._reads.forgive(search, key)
 
-    def take_landed(self) -> list[OffloadKey]:
-        """The blocks that became ready for a search since the last call; nothing keeps them so."""
+    def take_landed(self) -> list[tuple[str, OffloadKey]]:
+        """The blocks that became ready for searches since the last call, and their owners; nothing keeps them so."""
         landed, self._reads.landed = self._reads.landed, []
         return landed
 
@@ -152,14 +167,21 @@ class TieringPlanner:
             yield self._running.fetch(OpKind.PROBE, tier, wanted)
 
     def _take_promotions(self) -> Iterator[Op]:
-        self._reads.stalled = False
-        while self._promotions.head is not None:
+        self._reads.standstill.over()
+        while (head := self._promotions.head) is not None:
             begun = self._promotions.begin()
             if begun is not None:
                 fetches, write = begun
                 yield self._running.fetch(OpKind.PROMOTE, fetches[0].tier, fetches, write)
-            elif self._table.available or not self._at_standstill() or not self._reads.relieve():
+            elif self._table.available or not self._promotions.room:
                 return
+            elif not self._keeper.give_way(head.turn, self._promotions.room):
+                if not self._at_standstill():
+                    return
+                if not any(self._keeper.still_asks(ticket.turn) for ticket in head.waiters if ticket.turn == head.turn):
+                    self._promotions.put_back(pass_over(self._promotions.withdraw(), self._keeper.still_asks))
+                elif not self._reads.relieve(None if self._keeper.keeps_for_others(head.turn) else head.turn):
+                    return
 
     def _take_cascades(self) -> Iterator[Op]:
         self._cascades.offer_again()
@@ -171,7 +193,7 @@ class TieringPlanner:
         table = self._table
         if self._running or table.writing or table.quarantined:
             return False  # somebody will
-        return table.pinned + len(table.doomed) == len(self._reads.book.slots_of_waiters() | self._kept())
+        return table.pinned + len(table.doomed) == len(self._reads.book.slots_of_waiters() | self._keeper.slots())
 
     def settle(self, op_id: int, statuses: Sequence[Status]) -> None:
         """An op has ended: one status per key, in the op's order.
@@ -252,6 +274,10 @@ class TieringPlanner:
     def cascade_counts(self, tier: int) -> dict[str, int]:
         """Blocks in flight to a tier, and stored, shed and failed so far."""
         return self._cascades.counts(tier)
+
+    def shed_counts(self, tier: int) -> dict[str, int]:
+        """What the blocks shed on their way to a tier ran into; see :meth:`Cascades.shed_counts`."""
+        return self._cascades.shed_counts(tier)
 
     def __repr__(self) -> str:
         return (

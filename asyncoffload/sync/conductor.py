@@ -230,7 +230,7 @@ class Conductor:
             self.changed = True
         landed = self._planner.take_landed()
         if landed:
-            self._promises.last(landed)
+            self._promises.landed(landed)
 
     def _guarded(self, call: Callable[..., None], *args: int) -> None:
         try:

@@ -50,12 +50,14 @@ class SyncOffloadingManager(SteppedManager):
                 self._check_open()
                 ready = self._primary.lookup(keys)
                 self._promises.stand(ctx.request_id, keys[:ready])
+                self._requests.asks(ctx)
                 self._seek_on(keys, ready, ctx)
                 self._requests.end_step()
             return ready
         self._check_open()
         ready = self._primary.lookup(keys)
-        self._promises.hits.update(keys if ready == len(keys) else keys[:ready])
+        self._requests.asks(ctx)
+        self._promises.hits(ctx).update(keys if ready == len(keys) else keys[:ready])
         if ready < len(keys):
             with self._call:
                 self._seek_on(keys, ready, ctx)
@@ -65,16 +67,18 @@ class SyncOffloadingManager(SteppedManager):
         """Where a block is, for a request that would use it; asked again in every step, it never waits.
 
         Returns:
-            ``HIT``: it is ready, and is kept until the step ends; outside of a step until the request loads it or
-            ends, or others were promised much since. ``HIT_PENDING``: it is on its way. ``RETRY``: a tier is being
-            asked. ``MISS``: nobody has it, or not in time; that holds for the request until a store of the block
-            completes. A block that is not ready is sought and promoted, for the request's sake.
+            ``HIT``: it is ready, and is kept until the step ends, or longer as far as there is room; outside of a step
+            until the request loads it or ends, or others were promised much since. ``HIT_PENDING``: it is on its way.
+            ``RETRY``: a tier is being asked. ``MISS``: nobody has it, or not in time; that holds for the request until
+            a store of the block completes. A block that is not ready is sought and promoted, for the request's sake.
 
         Raises:
             InvalidArgument: the key is malformed.
         """
         if self._handover.stepper == get_ident():
             try:
+                if ctx is not self._asking:
+                    self._asks(ctx)
                 if key in self._ready:
                     self._hit(key)
                     return _HIT
@@ -88,6 +92,7 @@ class SyncOffloadingManager(SteppedManager):
             except BaseException as error:
                 self._conductor.give_up(error)
         with self._call:
+            self._requests.asks(ctx)
             answer = self._seek(key, ctx)
             if answer is _HIT:
                 self._promises.stand(ctx.request_id, (key,))
@@ -140,10 +145,11 @@ class SyncOffloadingManager(SteppedManager):
         with self._call:
             self._check_open()
             self._conductor.release_slots()
-            self._promises.secure(lasting=False)
+            if self._primary.table.free < len(keys):
+                self._promises.secure()
+                if self._primary.table.available < len(keys):
+                    self._promises.yield_to_store(len(self._primary.table.absent(checked_keys(keys))))
             output = self._primary.prepare_store(keys)
-            if output is None and self._promises.yield_to_store(len(self._primary.table.absent(keys))):
-                output = self._primary.prepare_store(keys)
             if output is not None and output.keys_to_store:
                 self._planner.store_began(output.keys_to_store)
                 self._conductor.changed = True
@@ -185,10 +191,17 @@ class SyncOffloadingManager(SteppedManager):
         """
         with self._call:
             self._promises.end_request(request_id)
-            if self._requests.end(request_id):
-                self._conductor.changed = True
+            self._asking = None
+            self._requests.end(request_id)
+            self._conductor.changed = True
 
     # ---- inside
+
+    def _asks(self, ctx: RequestContext) -> None:
+        """Another request than the one before asks in this step."""
+        self._asking = ctx
+        self._hit = self._promises.hits(ctx).add
+        self._requests.asks(ctx)
 
     def _seek(self, key: OffloadKey, ctx: RequestContext) -> LookupResult:
         if self._closed:

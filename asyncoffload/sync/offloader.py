@@ -19,7 +19,8 @@ from asyncoffload.core.policies import EvictionPolicy
 from asyncoffload.errors import ClosedError, TierUnavailable
 from asyncoffload.keys import OffloadKey
 from asyncoffload.offloader.offloader import HandlerFactory, Offloader, TierFactory, keys_within
-from asyncoffload.offloader.results import LoadResult, OffloaderStats, StoreResult
+from asyncoffload.offloader.results import LoadResult, StoreResult
+from asyncoffload.offloader.stats import OffloaderStats
 from asyncoffload.offloader.wiring import KVCaches
 from asyncoffload.sync.jobs import LoopJobs
 from asyncoffload.sync.probing import Probes

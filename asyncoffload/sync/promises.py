@@ -5,73 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from asyncoffload.core.block_table import BlockTable
+from asyncoffload.core.keeping import Turn
 from asyncoffload.keys import OffloadKey
-
-
-class Kept:
-    """Some blocks of the table that stay where they are.
-
-    Keeping costs a set entry. They are pinned only by :meth:`secure`, before something that may evict, so that a step
-    in which nothing is evicted pays for no pin.
-
-    Attributes:
-        told: blocks that are kept and not pinned yet; to be added to directly.
-        slots: those that are pinned, and their slots.
-    """
-
-    __slots__ = ("_table", "slots", "told")
-
-    def __init__(self, table: BlockTable) -> None:
-        self._table = table
-        self.told: set[OffloadKey] = set()
-        self.slots: dict[OffloadKey, int] = {}
-
-    def secure(self) -> None:
-        """Pin what is not pinned yet."""
-        if self.told:
-            ready = self._table.ready
-            keys = [key for key in self.told if key in ready and key not in self.slots]
-            self.told.clear()
-            if keys:
-                self.slots.update(zip(keys, self._table.pin(keys), strict=True))
-
-    def drop(self, keys: Iterable[OffloadKey]) -> None:
-        """Keep these no longer."""
-        if self.told:
-            self.told.difference_update(keys)
-        if self.slots:
-            freed = [slot for slot in (self.slots.pop(key, None) for key in keys) if slot is not None]
-            if freed:
-                self._table.unpin(freed)
-
-    def clear(self) -> None:
-        """Keep nothing any more."""
-        self.told.clear()
-        if self.slots:
-            self._table.unpin(list(self.slots.values()))
-            self.slots.clear()
-
-    def __len__(self) -> int:
-        return len(self.told) + len(self.slots)
+from asyncoffload.sync.claims import Claims
+from asyncoffload.sync.kept import Kept
+from asyncoffload.types import RequestContext
 
 
 class Promises:
     """Keeps what callers were told is ready until they have had the time to use it.
 
     Three kinds. What was a hit in the present step stays until the step ends, whatever else is wanted. After that,
-    and from the moment it landed, a block stays until the end of the next step against other blocks that are to be
-    promoted: else the first blocks of a long prefix make room for its last ones. A store of the caller's may take
-    those. What was a hit outside of any step stays until its request loads it or ends, as long as it is not too much.
+    and from the moment it landed, a block stays for its request, which waits perhaps for others, or for room on the
+    device: until the request loads it or ends, or somebody takes it who comes first: a store of the caller's, or a
+    request that has waited for longer. For callers without a name it stays until the end of the next step. What was a
+    hit outside of any step stays until its request loads it or ends, as long as it is not too much.
 
     Args:
         table: the primary.
         limit: how many blocks are kept outside of steps.
 
     Attributes:
-        hits: the hits of this step, to be added to directly.
+        claims: what was a hit within a step, or has landed, for requests that have a name.
     """
 
     def __init__(self, table: BlockTable, limit: int) -> None:
+        self.claims = Claims(table)
         self._table = table
         self._limit = limit
         self._step = Kept(table)
@@ -80,7 +39,10 @@ class Promises:
         self._stepping = False  # whether there ever was a step
         self._standing: dict[str, Kept] = {}
         self._stood = 0  # keys added to standing promises since they were last counted
-        self.hits = self._step.told
+
+    def hits(self, ctx: RequestContext) -> set[OffloadKey]:
+        """Where hits go that a request is told of within the present step; to be added to directly."""
+        return self.claims.asked(ctx).told if ctx.request_id else self._step.told
 
     def stand(self, request_id: str, keys: Sequence[OffloadKey]) -> None:
         """These were hits outside of any step."""
@@ -92,12 +54,15 @@ class Promises:
         if self._stood > self._limit:
             self._bound()
 
-    def last(self, keys: Sequence[OffloadKey]) -> None:
-        """These have landed for somebody who waits for them."""
-        self._lasting.told.update(keys)
+    def landed(self, found: Iterable[tuple[str, OffloadKey]]) -> None:
+        """These have landed for the requests of these names."""
+        for request_id, key in found:
+            if not self.claims.landed(request_id, key):
+                self._lasting.told.add(key)
 
     def loaded(self, request_id: str, keys: Sequence[OffloadKey]) -> None:
         """These are pinned by whoever they were promised to."""
+        self.claims.loaded(request_id, keys)
         if len(self._step):
             self._used.update(keys)
         self._lasting.drop(keys)
@@ -113,36 +78,53 @@ class Promises:
         """
         if not self._stepping:
             self._lasting.clear()
+        self.claims.end(request_id)
         kept = self._standing.pop(request_id, None)
         if kept is not None:
             kept.clear()
 
     def end_step(self) -> None:
-        """What was a hit in this step and was not used lasts until the end of the next one."""
+        """What was a hit in this step and was not used lasts on."""
         self._stepping = True
         self._step.drop(self._used)
         self._used.clear()
         self._lasting.clear()
         self._step, self._lasting = self._lasting, self._step
-        self.hits = self._step.told
+        self.claims.end_step()
 
-    def secure(self, *, lasting: bool = True) -> None:
-        """Pin what must not be evicted by what comes next."""
+    def secure(self) -> None:
+        """Pin what had better not be evicted by what comes next."""
         self._step.secure()
+        self._lasting.secure()
         for kept in self._standing.values():
             kept.secure()
-        if lasting:
-            self._lasting.secure()
+        self.claims.secure()
 
-    def yield_to_store(self, need: int) -> bool:
-        """Give up what a store may take, if so many slots could be had then; returns whether they could."""
-        if not self._lasting.slots or need > self._table.available + len(self._lasting.slots):
-            return False
-        self._lasting.clear()
-        return True
+    def yield_to_store(self, need: int) -> None:
+        """Give up what a store may take, if it lacks slots and that many could be had then."""
+        mine = self.claims.slots_for_store().union(self._lasting.slots.values())
+        if self._table.available < need <= self._table.available + len(mine):
+            self._lasting.clear()
+            self.claims.give_way_to_store(need)
+
+    # ---- as the keeper of the planner
+
+    def give_way(self, turn: Turn, blocks: int) -> bool:
+        """Unpin blocks of requests that come later than this turn; see :class:`~asyncoffload.core.keeping.Keeper`."""
+        self.claims.give_way(turn, blocks)
+        return self._table.available > 0
+
+    def keeps_for_others(self, turn: Turn) -> bool:
+        """Whether something is still kept for another request than the one with this turn."""
+        return self.claims.keeps_for_others(turn)
+
+    def still_asks(self, turn: Turn) -> bool:
+        """Whether the request with this turn was asked for lately."""
+        return self.claims.still_asks(turn)
 
     def clear(self) -> None:
         """Promise nothing any more."""
+        self.claims.clear()
         self._used.clear()
         for kept in (self._step, self._lasting, *self._standing.values()):
             kept.clear()
@@ -150,7 +132,8 @@ class Promises:
 
     def slots(self) -> set[int]:
         """The slots that are pinned for promises."""
-        return {slot for kept in (self._step, self._lasting, *self._standing.values()) for slot in kept.slots.values()}
+        kinds = (self._step, self._lasting, *self._standing.values())
+        return self.claims.slots().union(slot for kept in kinds for slot in kept.slots.values())
 
     def _bound(self) -> None:
         self._stood = sum(map(len, self._standing.values()))

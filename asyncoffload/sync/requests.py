@@ -8,6 +8,7 @@ from asyncoffload.core.searches import Search
 from asyncoffload.core.tiering import TieringPlanner
 from asyncoffload.keys import OffloadKey
 from asyncoffload.managers.tier_names import allowed_tiers
+from asyncoffload.sync.claims import LAST, Claims
 from asyncoffload.types import LookupResult, RequestContext
 
 _MISS = LookupResult.MISS
@@ -20,12 +21,16 @@ class Requests:
 
     Args:
         planner: has the searches.
+        claims: what the requests have found, and their order.
         names: the tiers' names, by index.
         clock: seconds; the clock of the deadlines.
     """
 
-    def __init__(self, planner: TieringPlanner, names: Sequence[str], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, planner: TieringPlanner, claims: Claims, names: Sequence[str], clock: Callable[[], float]
+    ) -> None:
         self._planner = planner
+        self._claims = claims
         self._names = names
         self._clock = clock
         self._searches: dict[str, Search] = {}
@@ -40,7 +45,11 @@ class Requests:
         search = self._searches.get(ctx.request_id)
         if search is None:
             search = self._searches[ctx.request_id] = self._planner.search(
-                ctx.priority, tiers=allowed_tiers(self._names, ctx), deadline=ctx.deadline
+                ctx.priority,
+                tiers=allowed_tiers(self._names, ctx),
+                deadline=ctx.deadline,
+                owner=ctx.request_id,
+                place=self._claims.of(ctx).turn[1] if ctx.request_id else LAST,
             )
         if search.deadline is not None and not search.over and self._clock() >= search.deadline:
             self._planner.expire(search)
@@ -49,19 +58,24 @@ class Requests:
             self._told.append(key)
         return answer
 
+    def asks(self, ctx: RequestContext) -> None:
+        """A request asks anew, perhaps with another deadline."""
+        search = self._searches.get(ctx.request_id)
+        if search is not None:
+            search.deadline = ctx.deadline
+            self._claims.seen(ctx.request_id)
+
     def loaded(self, request_id: str, keys: Iterable[OffloadKey]) -> None:
         """A request loads these blocks."""
         search = self._searches.get(request_id)
         if search is not None:
             search.used(keys)
 
-    def end(self, request_id: str) -> bool:
-        """A request has ended; returns whether it searched."""
+    def end(self, request_id: str) -> None:
+        """A request has ended."""
         search = self._searches.pop(request_id, None)
-        if search is None:
-            return False
-        self._planner.close(search)
-        return True
+        if search is not None:
+            self._planner.close(search)
 
     def end_all(self) -> None:
         """All requests have ended."""

@@ -31,7 +31,7 @@ from asyncoffload.sync.conductor import Conductor
 from asyncoffload.sync.promises import Promises
 from asyncoffload.sync.requests import Requests
 from asyncoffload.tiers.base import SecondaryTierManager
-from asyncoffload.types import OffloadingEvent
+from asyncoffload.types import OffloadingEvent, RequestContext
 
 GRACE_SECONDS = 1.0
 """How much longer the end of what runs may take to be told than to come."""
@@ -85,7 +85,7 @@ class SteppedManager:
             promotion_blocks=promotion_bytes // region.slot_bytes,
             cascade_blocks=quarter if cascade_blocks is None else cascade_blocks,
             clean_window=min(quarter, MAX_OP_BLOCKS),
-            kept=self._promises.slots,
+            keeper=self._promises,
         )
         self._loop = LoopThread.shared() if loop is None else loop
         self._conductor = Conductor(
@@ -93,8 +93,9 @@ class SteppedManager:
         )
         self._handover = self._conductor.handover
         self._call = _Call(self._conductor)
-        self._requests = Requests(self._planner, self._names, clock)
-        self._hit = self._promises.hits.add
+        self._requests = Requests(self._planner, self._promises.claims, self._names, clock)
+        self._asking: RequestContext | None = None
+        self._hit: Callable[[OffloadKey], None]
         self._events: EventSubscription | None = None
         self._closed = False
 
@@ -119,10 +120,10 @@ class SteppedManager:
         up to 1,024 keys.
         """
         if self._conductor.enter():
-            self._hit = self._promises.hits.add
+            self._asking = None
 
     def end_step(self) -> None:
-        """End the step. What was a hit in it may be evicted from now on, by stores; the loop goes on planning.
+        """End the step. Hits of it may be evicted now, by stores and for who came before; the loop goes on planning.
 
         Raises:
             WrongLoopError: this thread is in no step.

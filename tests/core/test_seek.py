@@ -9,7 +9,7 @@ import pytest
 
 from asyncoffload.core.ops import Hurry, Op, OpKind
 from asyncoffload.core.searches import MAX_LANDINGS, Search
-from asyncoffload.core.tickets import STANDSTILL_PATIENCE, FetchState, Mode, Ticket
+from asyncoffload.core.tickets import FetchState, Mode, Ticket
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types import LookupResult, Priority, Status
 from tests.core.test_tiering import Stack, keys_of
@@ -59,7 +59,7 @@ def test_a_block_is_asked_for_found_promoted_and_hit() -> None:
     assert stack.planner.seek(search, key) is PENDING
     stack.settle(promotion)
     assert stack.planner.seek(search, key) is HIT
-    assert stack.planner.take_landed() == [key]
+    assert stack.planner.take_landed() == [("", key)]
     assert stack.table.pinned == 0
     stack.planner.close(search)
     nothing_left(stack)
@@ -310,39 +310,6 @@ def test_a_shut_planner_answers_miss() -> None:
     assert stack.planner.seek(stack.planner.search(), key) is MISS
 
 
-def test_at_a_standstill_patience_ends_in_a_miss() -> None:
-    keys = keys_of(5)
-    kept: set[int] = set()
-    stack = Stack(4, set(keys), hinted=True)
-    stack.planner._kept = lambda: kept
-    search = stack.planner.search()
-    asked(stack, search, keys)
-    (promotion,) = stack.take()
-    stack.settle(promotion)
-    kept.update(stack.table.pin(keys[:4]))
-    for _ in range(STANDSTILL_PATIENCE - 1):
-        assert not stack.take()
-        assert asked(stack, search, keys) == [HIT] * 4 + [PENDING]
-    assert not stack.take()
-    assert asked(stack, search, keys) == [HIT] * 4 + [MISS]
-
-
-def test_nobody_loses_patience_while_a_reader_may_give_a_slot_back() -> None:
-    keys = keys_of(5)
-    stack = Stack(4, set(keys), hinted=True)
-    search = stack.planner.search()
-    asked(stack, search, keys)
-    (promotion,) = stack.take()
-    stack.settle(promotion)
-    pins = stack.primary.begin_load(keys[:4])
-    for _ in range(2 * STANDSTILL_PATIENCE):
-        assert not stack.take()
-        assert stack.planner.seek(search, keys[4]) is PENDING
-    stack.primary.finish_load(pins)
-    stack.run()
-    assert stack.planner.seek(search, keys[4]) is HIT
-
-
 class SearchingWorld(World):
     """As the world of prefixes, with callers who search as well."""
 
@@ -398,6 +365,9 @@ class SearchingWorld(World):
             if fetch.state is FetchState.QUEUED:
                 assert any(fetch in line for line in self.planner._promotions._lines.values())
 
+    def answered(self, search: Search, answers: Sequence[LookupResult]) -> None:
+        """A search has asked for all that it still waits for."""
+
     def drain(self) -> None:
         """Whoever asks long enough is answered for good."""
         for _ in range(400):
@@ -409,12 +379,12 @@ class SearchingWorld(World):
             for ticket in [ticket for ticket in self.tickets if ticket.done]:
                 self.tickets.remove(ticket)
                 self.planner.close(ticket)
-            waiting = [
-                self.planner.seek(search, key)
-                for search in self.searches
-                for key in list(search.wanted)
-                if search.wanted.get(key) is not None
-            ]
+            waiting: list[LookupResult] = []
+            for search in self.searches:
+                wanted = [key for key in list(search.wanted) if search.wanted.get(key) is not None]
+                answers = [self.planner.seek(search, key) for key in wanted]
+                self.answered(search, answers)
+                waiting += answers
             self.check()
             if not {RETRY, PENDING} & set(waiting) and not self.tickets:
                 break

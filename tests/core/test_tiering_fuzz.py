@@ -116,6 +116,10 @@ class World:
     def reset(self) -> None:
         self.planner.reset()
 
+    def pins(self) -> list[int]:
+        """The slots that others have pinned, once per pin."""
+        return []
+
     def check(self) -> None:
         table, book = self.table, self.planner._reads.book
         slots = [*table.ready.values(), *table.writing.values(), *table.doomed.values(), *table._free]
@@ -126,6 +130,7 @@ class World:
             for index, fetch in enumerate(ticket.fetches):
                 assert fetch is None or fetch.waiters[ticket] == index
             assert ticket.pos <= ticket.end <= len(ticket.keys)
+        readers.update(self.pins())
         for outlet in self.planner._cascades._outlets:
             readers.update(slot for _, slot in outlet.waiting)
         for running in self.planner._running._running.values():

@@ -53,14 +53,14 @@ class _Request:
     Attributes:
         load: the blocks of the load that is on its way; a request has one at a time.
         stores: each store that is on its way.
-        looked_up: it has begun to wait for blocks.
+        asked_in: the scheduling step in which vLLM last asked for blocks of it.
         finished: vLLM has said that it has ended.
     """
 
     context: RequestContext
     load: list[OffloadKey] = field(default_factory=list)
     stores: list[tuple[list[OffloadKey], CPULoadStoreSpec]] = field(default_factory=list)
-    looked_up: bool = False
+    asked_in: int = -2
     finished: bool = False
 
     @property
@@ -81,7 +81,7 @@ class AsyncOffloadingManager(vllm.OffloadingManager):  # type: ignore[misc]  # v
         announce: whether vLLM publishes what appears and leaves.
         keys_for_workers: tell the workers which block lies in each slot, so that they can check it.
         steps_in_flight: how many scheduling steps may be under way before the workers have answered the first one.
-        load_seconds: how long after its first lookup a request waits for tiers; None: as long as it takes.
+        load_seconds: how long a request waits for tiers, step after step; None: as long as it takes.
         drain_seconds: how long :meth:`shutdown` waits for blocks on their way to the tiers.
         report: makes statistics for vLLM; called once per step.
         on_shutdown: called once after the bookkeeping was closed.
@@ -132,6 +132,8 @@ class AsyncOffloadingManager(vllm.OffloadingManager):  # type: ignore[misc]  # v
         return vllm.RequestOffloadingContext()
 
     def on_schedule_end(self, context: vllm.ScheduleEndContext) -> None:
+        for request_id in context.new_req_ids:
+            self._blocks.end_request(request_id)  # what it has not loaded it computes: others may have the slots
         self._end_step()
         self._steps += 1
         while self._voided and self._voided[0][0] <= self._steps:
@@ -155,10 +157,8 @@ class AsyncOffloadingManager(vllm.OffloadingManager):  # type: ignore[misc]  # v
             self._in_step = True
             self._blocks.begin_step()
         request = self._requests.get(req_context.req_id) or self._request(req_context)
-        if not request.looked_up:
-            request.looked_up = True
-            if self._load_seconds is not None:
-                request.context = replace(request.context, deadline=self._clock() + self._load_seconds)
+        if request.asked_in != self._steps:
+            self._asks(request)
         answer = self._blocks.lookup_block(key, request.context)
         if answer is _OUR_HIT:
             return _HIT
@@ -279,6 +279,16 @@ class AsyncOffloadingManager(vllm.OffloadingManager):  # type: ignore[misc]  # v
         if request is None:
             request = self._requests[req_context.req_id] = _Request(ANONYMOUS, finished=True)
         return request
+
+    def _asks(self, request: _Request) -> None:
+        """A request asks for the first time in this step.
+
+        Its patience begins anew if it was not asked in the last one: then it did not wait for a tier, but for room on
+        the device, and will have lost blocks to others meanwhile.
+        """
+        if self._load_seconds is not None and request.asked_in != self._steps - 1:
+            request.context = replace(request.context, deadline=self._clock() + self._load_seconds)
+        request.asked_in = self._steps
 
     def _context(self, req_context: vllm.ReqContext) -> RequestContext:
         request = self._requests.get(req_context.req_id)

@@ -77,8 +77,8 @@ class StackOptions(Settings):
     )
     load_seconds: Annotated[float, Field(gt=0, strict=False)] | None = Field(
         10.0,
-        description="How long a request waits for blocks from the tiers, from its first lookup on; then it computes "
-        "what has not come. null: as long as it takes.",
+        description="How long a request waits for blocks from the tiers while vLLM asks for them; waiting for room on "
+        "the device does not count. Then it computes what has not come. null: as long as it takes.",
     )
     drain_seconds: Seconds = Field(
         2.0, description="How long a stopping engine waits for blocks that are on their way to a tier."

@@ -12,29 +12,17 @@ from asyncoffload.aio.loop_thread import LoopThread
 from asyncoffload.keys import OffloadKey
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.sync.manager import SyncOffloadingManager
+from asyncoffload.testing import GatedTier
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.tiers.example import ExampleSecondaryTierManager
-from asyncoffload.types import JobResult, KVGroup, KVLayout, TransferJob
+from asyncoffload.types import KVGroup, KVLayout
 from tests.integrations.vllm.tier_rig import request, some_keys, step
-from tests.sync.held_tier import Gate
 
 pytest.importorskip("vllm.v1.kv_offload.base", reason="vLLM is not installed")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 LAYOUT = KVLayout("m", "int8", 16, (KVGroup((64,)),))
-
-
-class HeldTier(ExampleSecondaryTierManager):
-    """Keeps blocks in memory; loads wait at a gate."""
-
-    def __init__(self, view: memoryview) -> None:
-        super().__init__(LAYOUT, view, "disk")
-        self.loads = Gate(LoopThread.shared())
-
-    async def load(self, job: TransferJob) -> JobResult:
-        await self.loads.passing()
-        return await super().load(job)
 
 
 class Rig:
@@ -44,7 +32,7 @@ class Rig:
         from asyncoffload.integrations.vllm.manager import AsyncOffloadingManager, places_of
 
         self.region = HostRegion(n_slots, 64)
-        self.tier = HeldTier(self.region.view)
+        self.tier = GatedTier(ExampleSecondaryTierManager(LAYOUT, self.region.view, "disk"))
         tiers: list[SecondaryTierManager] = [self.tier]
         self.now = 1000.0
         self.blocks = SyncOffloadingManager(self.region, tiers, block_size=16, clock=lambda: self.now)
@@ -59,7 +47,7 @@ class Rig:
         self._closing.callback(self.manager.shutdown)
 
     def close(self) -> None:
-        self.tier.loads.open()
+        self.tier.before.load.open()
         self._closing.close()
         assert self.closed == 1
 
@@ -148,11 +136,11 @@ def test_blocks_come_from_the_tier_between_steps_and_say_so(rig: Rig) -> None:
     keys = some_keys(3)
     rig.push_to_the_tier(keys)
     context = rig.begin("reads")
-    rig.tier.loads.shut()
+    rig.tier.before.load.shut()
     rig.steps_until(["HIT_PENDING"] * 3, keys, context)
     rig.manager.on_schedule_end(step())
     assert rig.manager.has_pending_work()
-    rig.tier.loads.open()
+    rig.tier.before.load.open()
     rig.steps_until(["HIT"] * 3, keys, context)
     spec = rig.manager.prepare_load(keys, context)
     for key, slot in zip(keys, spec.slots.tolist(), strict=True):
@@ -185,7 +173,7 @@ def test_a_tier_that_is_too_slow_is_a_miss_for_the_request_that_waited() -> None
     keys = some_keys(2)
     rig.push_to_the_tier(keys)
     context = rig.begin("reads")
-    rig.tier.loads.shut()
+    rig.tier.before.load.shut()
     rig.steps_until(["HIT_PENDING"] * 2, keys, context)
     rig.manager.on_schedule_end(step())
     rig.now += 4
@@ -195,6 +183,39 @@ def test_a_tier_that_is_too_slow_is_a_miss_for_the_request_that_waited() -> None
     rig.manager.on_schedule_end(step())
     rig.manager.on_request_finished(context)
     rig.close()
+
+
+def test_a_request_that_waits_for_the_device_does_not_lose_its_patience_with_the_tier() -> None:
+    rig = Rig(load_seconds=5)
+    keys = some_keys(2)
+    rig.push_to_the_tier(keys)
+    context = rig.begin("reads")
+    rig.tier.before.load.shut()
+    rig.steps_until(["HIT_PENDING"] * 2, keys, context)
+    for _ in range(2):
+        rig.manager.on_schedule_end(step())
+    rig.now += 60
+    for _ in range(2):
+        assert rig.answers(keys, context) == ["HIT_PENDING"] * 2
+        rig.manager.on_schedule_end(step())
+        rig.now += 4
+    assert rig.answers(keys, context) == ["MISS"] * 2
+    rig.manager.on_schedule_end(step())
+    rig.manager.on_request_finished(context)
+    rig.close()
+
+
+def test_what_a_request_computes_instead_of_loading_it_does_not_wait_for_it(rig: Rig) -> None:
+    keys = some_keys(16)
+    rig.push_to_the_tier(keys[8:])
+    rig.push_to_the_tier(keys[:8])
+    first, second = rig.begin("first"), rig.begin("second")
+    rig.steps_until(["HIT"] * 8, keys[:8], first)
+    rig.manager.on_schedule_end(step(["first"]))
+    rig.steps_until(["HIT"] * 8, keys[8:], second)
+    rig.manager.on_schedule_end(step())
+    rig.manager.on_request_finished(first)
+    rig.manager.on_request_finished(second)
 
 
 def test_what_is_read_for_requests_is_touched(rig: Rig) -> None:
@@ -278,5 +299,5 @@ def test_a_stopping_engine_waits_for_the_tiers_and_closes_once(rig: Rig) -> None
     keys = some_keys(4)
     rig.store(keys, rig.begin("writes"))
     rig.manager.shutdown()
-    assert rig.tier.get_num_blocks() == 4
+    assert rig.tier.inner.get_num_blocks() == 4
     rig.manager.shutdown()
