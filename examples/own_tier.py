@@ -25,6 +25,7 @@ from asyncoffload.tiers.base import check_job
 from asyncoffload.tiers.event_log import EventLog
 
 Slot = np.ndarray[Any, np.dtype[np.uint8]]
+Move = Callable[[OffloadKey, Slot], KeyOutcome]
 
 
 class CompressedTier(ao.SecondaryTierManager):
@@ -43,10 +44,10 @@ class CompressedTier(ao.SecondaryTierManager):
         return [LookupResult.HIT if key in self._blocks else LookupResult.MISS for key in keys]
 
     async def store(self, job: ao.TransferJob) -> ao.JobResult:
-        return await self._move(job, self._pool.enqueue_store, self._compress)
+        return await self._run(job, self._pool.enqueue_store, self._compress)
 
     async def load(self, job: ao.TransferJob) -> ao.JobResult:
-        return await self._move(job, self._pool.enqueue_load, self._decompress)
+        return await self._run(job, self._pool.enqueue_load, self._decompress)
 
     def take_events(self) -> Sequence[ao.OffloadingEvent]:
         return self._events.take()
@@ -57,46 +58,43 @@ class CompressedTier(ao.SecondaryTierManager):
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:
         await self._pool.aclose(drain=drain, drain_timeout=drain_timeout, timeout=timeout)
 
-    async def _move(
-        self, job: ao.TransferJob, enqueue: Any, move: Callable[[OffloadKey, Slot], Status]
-    ) -> ao.JobResult:
+    async def _run(self, job: ao.TransferJob, enqueue: Any, move: Move) -> ao.JobResult:
         check_job(job, self._layout, len(self._slots))
-
-        def task(key: OffloadKey, slot: int) -> Status:
-            nbytes = self._layout.group_bytes(ao.group_of(key))
-            return Status.CANCELLED if key in job.unwanted else move(key, self._slots[slot, :nbytes])
-
+        tasks = [partial(self._block, job, key, slot, move) for key, slot in zip(job.keys, job.slots, strict=True)]
         before = self._blocks.keys() & job.keys
-        tasks = [partial(task, key, slot) for key, slot in zip(job.keys, job.slots, strict=True)]
         try:
             results = await enqueue(job.job_id, len(tasks), tasks, priority=job.priority)
         finally:
             after = self._blocks.keys() & job.keys
             self._events.appeared([*(after - before)])
             self._events.removed([*(before - after)])
-        return ao.JobResult(job.job_id, job.keys, [_outcome(result) for result in results], self.tier_type)
+        return ao.JobResult(job.job_id, job.keys, [*map(_outcome, results)], self.tier_type)
 
-    def _compress(self, key: OffloadKey, slot: Slot) -> Status:
+    def _block(self, job: ao.TransferJob, key: OffloadKey, slot: int, move: Move) -> KeyOutcome:
+        nbytes = self._layout.group_bytes(ao.group_of(key))
+        return ao.CANCELLED if key in job.unwanted else move(key, self._slots[slot, :nbytes])
+
+    def _compress(self, key: OffloadKey, slot: Slot) -> KeyOutcome:
         if key not in self._blocks:
             self._blocks[key] = zlib.compress(slot.data, level=1)
-        return Status.DONE
+        return ao.DONE
 
-    def _decompress(self, key: OffloadKey, slot: Slot) -> Status:
-        compressed = self._blocks.get(key)
-        if compressed is None:
-            return Status.MISSING
+    def _decompress(self, key: OffloadKey, slot: Slot) -> KeyOutcome:
+        if key not in self._blocks:
+            return ao.MISSING
         try:
-            slot[:] = np.frombuffer(zlib.decompress(compressed), np.uint8)
+            slot[:] = np.frombuffer(zlib.decompress(self._blocks[key]), np.uint8)
         except (zlib.error, ValueError):
             del self._blocks[key]
-            raise ao.CorruptBlockError(f"block {key.hex()} has changed in memory") from None
-        return Status.DONE
+            return KeyOutcome(Status.CORRUPT, ao.CorruptBlockError(f"block {key.hex()} has changed in memory"))
+        return ao.DONE
 
 
-def _outcome(result: Status | BaseException) -> KeyOutcome:
-    if isinstance(result, Status):
-        return KeyOutcome(result)
-    return KeyOutcome(Status.CORRUPT if isinstance(result, ao.CorruptBlockError) else Status.FAILED, result)
+def _outcome(result: KeyOutcome | Status | BaseException) -> KeyOutcome:
+    """What became of a block; a Status is the pool's word on a task that never ran."""
+    if isinstance(result, KeyOutcome):
+        return result
+    return KeyOutcome(result) if isinstance(result, Status) else KeyOutcome(Status.FAILED, result)
 
 
 async def main() -> None:

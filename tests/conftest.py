@@ -1,25 +1,15 @@
-"""Two rules for the whole suite.
+"""A rule for the whole suite: a call of the library that blocks the event loop fails the test that provoked it.
 
-Every asynchronous test runs twice, on asyncio's own event loop and on uvloop; and a call of the library that blocks
-the event loop (a file opened, a sleep, a socket read on the loop's thread) fails the test that provoked it.
+Such are a file opened, a sleep, a socket read on the loop's thread. (That every asynchronous test runs on asyncio's own
+loop and on uvloop is an option of the kit's pytest plug-in, ``asyncoffload_loops`` in pyproject.toml.)
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 import pytest
-import uvloop
 from blockbuster import BlockBuster
-
-
-def pytest_asyncio_loop_factories(
-    config: pytest.Config,  # noqa: ARG001 (the hook's signature)
-    item: pytest.Item,  # noqa: ARG001
-) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The loops that pytest-asyncio parametrises asynchronous tests over."""
-    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ from concurrent.futures import Executor, Future
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
+from asyncoffload.aio.under_way import count_in
 from asyncoffload.errors import ClosedError, InvalidArgument
 
 P = ParamSpec("P")
@@ -54,6 +55,7 @@ class IOThreads(Executor):
         self._spare = 0  # idle threads less queued calls: negative when calls wait for a thread
         self._serial = 0
         self._closed = False
+        count_in(self)
 
     def __repr__(self) -> str:
         state = "closed, " if self._closed else ""
@@ -70,6 +72,12 @@ class IOThreads(Executor):
     def given_up(self) -> int:
         """Given-up threads that have not come back."""
         return len(self._given_up)
+
+    @property
+    def under_way(self) -> int:
+        """Threads that work or are about to, given-up ones included; any thread."""
+        with self._lock:
+            return self.threads - max(0, self._spare)
 
     def start(self, call: Callable[[], object]) -> Work:
         """Run ``call()`` in a thread and forget about it; never blocks. ``call`` must not raise.
@@ -126,6 +134,7 @@ class IOThreads(Executor):
                     work = self._queue.get_nowait()
                     if work is not None:
                         dropped.append(work)
+                self._spare += len(dropped)
             if not self._closed or cancel_futures:
                 for _ in threads:
                     self._queue.put(None)
@@ -169,5 +178,7 @@ class IOThreads(Executor):
                 self._spare += 1
             del work
         with self._lock:
+            if me not in self._given_up:
+                self._spare -= 1
             self._given_up.discard(me)
             self._threads.discard(me)

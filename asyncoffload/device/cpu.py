@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from asyncoffload.aio.under_way import count_in
 from asyncoffload.core.coalesce import CopyBatch, coalesce
 from asyncoffload.device.base import Direction, EngineCount
 from asyncoffload.device.batch_copy import MAX_COPIES_PER_CALL, BatchCopy, best_batch_copy
@@ -63,10 +64,19 @@ class CPUDevice:
         self._waking = False  # one of them was woken for new work, and has not looked yet
         self._closed = False
         self._batches = self._fragments = self._nbytes = 0
+        count_in(self)
 
     def reaches(self, device: torch.device) -> bool:
         """Host memory, and no other."""
         return device.type == "cpu"
+
+    @property
+    def under_way(self) -> int:
+        """Threads that copy, or are about to; any thread."""
+        with self._lock:
+            running = sum(copy._running for stream in self._streams for copy in stream._queue)
+            waiting = sum(stream._head() is not None for stream in self._streams)
+            return min(running + waiting, len(self._threads))
 
     def stream(self, name: str, direction: Direction = "load") -> CPUStream:  # noqa: ARG002 (all streams are alike)
         """A new stream; both directions are the same here."""

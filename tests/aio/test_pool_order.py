@@ -13,25 +13,16 @@ from hypothesis import strategies as st
 
 from asyncoffload.aio.dual_queue import DualQueueThreadPool
 from asyncoffload.errors import ClosedError
+from asyncoffload.testing import ManualClock
 from asyncoffload.types.vocabulary import Priority, Status
 from tests.aio.gate import Gate
-
-
-class Clock:
-    """Seconds, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class OneThread:
     """A pool of which one worker is busy for good, so that the other one serves everything, and in order."""
 
     def __init__(self, *, max_queued_bytes: int | None = None) -> None:
-        self.clock = Clock()
+        self.clock = ManualClock(1000.0)
         self.pool = DualQueueThreadPool(1, 1, clock=self.clock, max_queued_bytes=max_queued_bytes)
         self.served: list[str] = []
         self._blocker, self._plug = Gate(), Gate()
@@ -158,7 +149,7 @@ async def test_stores_leave_read_workers_for_loads() -> None:
 
 
 async def test_bytes_being_stored_are_capped_and_more_so_beside_loads() -> None:
-    clock = Clock()
+    clock = ManualClock(1000.0)
     pool = DualQueueThreadPool(4, 4, max_storing_bytes=100, clock=clock)
     gates = [Gate() for _ in range(6)]
     sizes = [1000, 60, 60, 60, 1, 1]

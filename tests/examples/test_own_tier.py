@@ -43,3 +43,11 @@ class TestCompressedTier(TierLaws):
 async def test_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
     await main()
     assert capsys.readouterr().out == "8 blocks loaded, by tier: {'zlib': 8}\n"
+
+
+def test_the_page_about_tiers_shows_this_one() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "writing-a-tier.md").read_text()
+    example, laws = (root / "examples" / "own_tier.py").read_text(), Path(__file__).read_text()
+    assert example[example.index("Slot = ") : example.index("async def main")].strip() in page
+    assert laws[laws.index("def _blocks") : laws.index("async def test_it_runs")].strip() in page

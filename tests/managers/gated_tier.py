@@ -11,6 +11,7 @@ from typing import TypeVar
 from asyncoffload.aio.waiting import outlive
 from asyncoffload.errors import ClosedError
 from asyncoffload.keys import OffloadKey
+from asyncoffload.testing import Gate
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.tiers.event_log import EventLog
 from asyncoffload.types import (
@@ -37,46 +38,6 @@ SLOT_BYTES = 64
 def content_of(key: OffloadKey) -> bytes:
     """The bytes that every block of this key has, wherever it is."""
     return blake2b(key, digest_size=SLOT_BYTES).digest()
-
-
-class Gate:
-    """A place in the tier's work where the test can make it stop. Open until it is shut."""
-
-    def __init__(self) -> None:
-        self.waiting = 0
-        self._grace = 0
-        self._open = asyncio.Event()
-        self._open.set()
-        self._changed = asyncio.Event()
-
-    def shut(self, after: int = 0) -> None:
-        """Whoever comes by from now on waits; the first ``after`` of them still pass."""
-        self._grace = after
-        self._open.clear()
-
-    def open(self) -> None:
-        """Let everybody pass."""
-        self._open.set()
-
-    async def reached(self, n: int = 1) -> None:
-        """Wait until ``n`` jobs stand before the gate."""
-        while self.waiting < n:
-            self._changed.clear()
-            await self._changed.wait()
-
-    async def passing(self) -> None:
-        """Pass, or wait for the gate to open."""
-        if self._open.is_set():
-            return
-        if self._grace:
-            self._grace -= 1
-            return
-        self.waiting += 1
-        self._changed.set()
-        try:
-            await self._open.wait()
-        finally:
-            self.waiting -= 1
 
 
 class GatedTier(SecondaryTierManager):
@@ -107,7 +68,10 @@ class GatedTier(SecondaryTierManager):
         self.jobs: list[TransferJob] = []
         self.running: list[TransferJob] = []
         self.hurried: list[tuple[int, Priority]] = []
-        self.lookups, self.loads, self.stores, self.halfway = Gate(), Gate(), Gate(), Gate()
+        self.lookups: Gate[Sequence[OffloadKey]] = Gate()
+        self.loads: Gate[TransferJob] = Gate()
+        self.stores: Gate[TransferJob] = Gate()
+        self.halfway: Gate[OffloadKey] = Gate()
         self.fault: Callable[[str], None] = lambda _: None
         self.outcomes: dict[OffloadKey, Status] = {}
         self.miscount = 0
@@ -121,13 +85,15 @@ class GatedTier(SecondaryTierManager):
 
     def open_all(self) -> None:
         """Open every gate."""
-        for gate in (self.lookups, self.loads, self.stores, self.halfway):
-            gate.open()
+        self.lookups.open()
+        self.loads.open()
+        self.stores.open()
+        self.halfway.open()
 
     async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> Sequence[LookupResult]:  # noqa: ARG002
         self._called("lookup")
         self.asked.append(list(keys))
-        await self.lookups.passing()
+        await self.lookups.passing(keys)
         answers = [LookupResult.HIT if key in self.blocks else LookupResult.MISS for key in keys]
         return self._miscounted(answers, LookupResult.HIT)
 
@@ -158,12 +124,12 @@ class GatedTier(SecondaryTierManager):
             raise ClosedError(f"{self.tier_type} is closed")
         self.fault(name)
 
-    async def _run(self, name: str, job: TransferJob, gate: Gate, move: Move) -> JobResult:
+    async def _run(self, name: str, job: TransferJob, gate: Gate[TransferJob], move: Move) -> JobResult:
         self._called(name)
         self.jobs.append(job)
         self.running.append(job)
         try:
-            await gate.passing()
+            await gate.passing(job)
             outcomes = await outlive(asyncio.ensure_future(self._each_block(job, move)))
         finally:
             self.running.remove(job)
@@ -186,7 +152,7 @@ class GatedTier(SecondaryTierManager):
             return MISSING
         middle, end = start + SLOT_BYTES // 2, start + SLOT_BYTES
         self._slots[start:middle] = block[: SLOT_BYTES // 2]
-        await self.halfway.passing()
+        await self.halfway.passing(key)
         self._slots[middle:end] = block[SLOT_BYTES // 2 :]
         return DONE if block == content_of(key) else KeyOutcome(Status.CORRUPT)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from asyncoffload.errors import BlocksUnavailable, CapacityError, ClosedError
 from asyncoffload.keys import OffloadKey
+from asyncoffload.testing import Gate
 from asyncoffload.types import Priority, RequestContext, Status, TransferJob
 from tests.managers.gated_tier import GatedTier, content_of
 from tests.managers.tiered_stack import Stack, keys_of
@@ -34,7 +36,8 @@ class Moody:
 
     def turn(self) -> None:
         """Change something about the tier."""
-        gate = self.dice.choice([self.tier.lookups, self.tier.loads, self.tier.stores, self.tier.halfway])
+        gates: list[Gate[Any]] = [self.tier.lookups, self.tier.loads, self.tier.stores, self.tier.halfway]
+        gate = self.dice.choice(gates)
         if self.dice.random() < 0.4:
             gate.shut(after=self.dice.randrange(4))
         else:

@@ -10,6 +10,7 @@ from asyncoffload.errors import TierUnavailable
 from asyncoffload.keys import OffloadKey, make_key
 from asyncoffload.managers.tiering import TieringOffloadingManager
 from asyncoffload.memory.region import HostRegion
+from asyncoffload.testing import ManualClock
 from asyncoffload.types import ANONYMOUS, CPULoadStoreSpec, RequestContext
 from tests.managers.gated_tier import SLOT_BYTES, GatedTier, content_of
 
@@ -19,16 +20,6 @@ CANARY = bytes([0xCA]) * SLOT_BYTES
 def keys_of(n: int, start: int = 0) -> list[OffloadKey]:
     """``n`` keys, all different for different numbers."""
     return [make_key(index.to_bytes(8, "big")) for index in range(start, start + n)]
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Stack:
@@ -44,7 +35,7 @@ class Stack:
     def __init__(
         self, n_slots: int, n_tiers: int = 1, *, promoting: int = 1024, cascading: int = 1024, store_threshold: int = 1
     ) -> None:
-        self.clock = Clock()
+        self.clock = ManualClock()
         self.region = HostRegion(n_slots, SLOT_BYTES)
         self.tiers = [GatedTier(self.region.view, f"t{index}") for index in range(n_tiers)]
         self.manager = TieringOffloadingManager(

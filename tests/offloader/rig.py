@@ -21,12 +21,11 @@ from asyncoffload.device.batch_copy import copy_one_by_one
 from asyncoffload.device.cpu import CPUDevice
 from asyncoffload.keys import OffloadKey, group_of, make_key
 from asyncoffload.memory.region import HostRegion
+from asyncoffload.testing import FaultyTier, GatedTier
 from asyncoffload.tiers.example import ExampleSecondaryTierManager
 from asyncoffload.types import (
-    JobResult,
     KVLayout,
     LookupResult,
-    TransferJob,
 )
 from asyncoffload.workers.base import OffloadingHandler
 from asyncoffload.workers.caches import LayerCache
@@ -111,71 +110,28 @@ def settings(device: Device, slots: int, **others: object) -> dict[str, object]:
     return {**plan, **others}
 
 
-class GatedTier(ExampleSecondaryTierManager):
-    """The memory tier with a gate before each verb, and keys that it damages, loses or fails on.
-
-    Attributes:
-        gates: the gates by verb; all are open at first.
-        jobs: what arrived at the gates of ``store`` and ``load``, as ``(verb, job)``.
-        broken: verbs that raise.
-    """
+class MemoryTier(ExampleSecondaryTierManager):
+    """The memory tier, which need not tell what it has."""
 
     def __init__(self, layout: KVLayout, view: memoryview, tier_type: str = "gated", *, hints: bool = True) -> None:
         super().__init__(layout, view, tier_type)
-        self.gates = {verb: asyncio.Event() for verb in ("lookup", "store", "load")}
-        for gate in self.gates.values():
-            gate.set()
-        self.jobs: asyncio.Queue[tuple[str, TransferJob]] = asyncio.Queue()
-        self.broken: set[str] = set()
         self._hints = hints
-
-    @contextmanager
-    def shut(self, verb: str) -> Iterator[None]:
-        """Keep the gate of a verb shut for the length of a block."""
-        self.gates[verb].clear()
-        try:
-            yield
-        finally:
-            self.gates[verb].set()
-
-    async def arrival(self, verb: str) -> TransferJob:
-        """The next job that arrives, or has arrived, at the gate of this verb."""
-        while True:
-            arrived, job = await self.jobs.get()
-            if arrived == verb:
-                return job
-
-    async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> Sequence[LookupResult]:  # noqa: ARG002
-        await self.gates["lookup"].wait()
-        self._raise_if_broken("lookup")
-        known = self._blocks.keys()
-        self._check_open()
-        return [LookupResult.HIT if key in known else LookupResult.MISS for key in keys]
-
-    async def store(self, job: TransferJob) -> JobResult:
-        await self._pass_gate("store", job)
-        return await super().store(job)
-
-    async def load(self, job: TransferJob) -> JobResult:
-        await self._pass_gate("load", job)
-        return await super().load(job)
 
     def hint(self, key: OffloadKey) -> bool:
         return self._hints and super().hint(key)
 
-    def damage(self, keys: Iterable[OffloadKey]) -> None:
-        """Flip a byte of these blocks."""
-        for key in keys:
-            self._blocks[key][0][0] ^= 1
+    async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> Sequence[LookupResult]:  # noqa: ARG002
+        self._check_open()
+        return [LookupResult.HIT if key in self._blocks else LookupResult.MISS for key in keys]
 
-    async def _pass_gate(self, verb: str, job: TransferJob) -> None:
-        self.jobs.put_nowait((verb, job))
-        await self.gates[verb].wait()
-        self._raise_if_broken(verb)
 
-    def _raise_if_broken(self, verb: str) -> None:
-        if verb in self.broken:
-            raise OSError(errno.EIO, "the test broke this tier")
+class TroubledTier(GatedTier[FaultyTier[MemoryTier]]):
+    """The memory tier with a gate before each verb, and faults behind the gates."""
+
+    def __init__(self, layout: KVLayout, view: memoryview, tier_type: str = "gated", *, hints: bool = True) -> None:
+        super().__init__(FaultyTier(MemoryTier(layout, view, tier_type, hints=hints), primary_kv_view=view))
+        self.faults = self.inner
+        self.memory = self.inner.inner
 
 
 class Kept:
@@ -183,10 +139,10 @@ class Kept:
 
     def __init__(self, *, hints: bool = True, name: str = "gated") -> None:
         self._hints, self._name = hints, name
-        self.tier: GatedTier
+        self.tier: TroubledTier
 
-    def __call__(self, layout: KVLayout, view: memoryview) -> GatedTier:
-        self.tier = GatedTier(layout, view, self._name, hints=self._hints)
+    def __call__(self, layout: KVLayout, view: memoryview) -> TroubledTier:
+        self.tier = TroubledTier(layout, view, self._name, hints=self._hints)
         return self.tier
 
 

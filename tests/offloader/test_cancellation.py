@@ -67,9 +67,9 @@ async def test_a_load_that_waits_for_a_tier_raises_at_once_and_its_slots_stay_he
     keys = keys_of("tier", 4)
     async with Offloader(settings(device, 4), kv_caches=device.kv_caches, tiers=[kept]) as offloader:
         await only_in_tiers(offloader, device, keys)
-        with kept.tier.shut("load"):
+        with kept.tier.before.load.shut():
             alone = asyncio.create_task(offloader.load(keys, range(4)))
-            job = await kept.tier.arrival("load")
+            job = await kept.tier.before.load.arrival()
             alone.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await alone
@@ -84,9 +84,9 @@ async def test_who_shares_a_promotion_gets_his_blocks_when_others_leave() -> Non
     keys = keys_of("shared", 4)
     async with Offloader(settings(device, 8), kv_caches=device.kv_caches, tiers=[kept]) as offloader:
         await only_in_tiers(offloader, device, keys)
-        with kept.tier.shut("load"):
+        with kept.tier.before.load.shut():
             sharers = [asyncio.create_task(offloader.load(keys, range(4 * n, 4 * n + 4))) for n in range(8)]
-            await kept.tier.arrival("load")
+            await kept.tier.before.load.arrival()
             for sharer in sharers[:-1]:
                 sharer.cancel()
             await asyncio.wait(sharers[:-1])
@@ -169,7 +169,7 @@ async def test_a_timeout_of_the_caller_ends_the_waiting_for_a_tier() -> None:
     keys = keys_of("timeout", 4)
     async with Offloader(settings(device, 8), kv_caches=device.kv_caches, tiers=[kept]) as offloader:
         await only_in_tiers(offloader, device, keys)
-        with kept.tier.shut("load"), pytest.raises(TimeoutError):
+        with kept.tier.before.load.shut(), pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
                 await offloader.load(keys, range(4))
         assert await at_rest(offloader)

@@ -118,4 +118,4 @@ async def test_settle(strike: Strike[bool]) -> None:
             if await strike(n, settled()):
                 break
         assert n > 5
-        assert kept.tier.get_num_blocks() >= 8
+        assert kept.tier.memory.get_num_blocks() >= 8

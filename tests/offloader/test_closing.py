@@ -74,10 +74,10 @@ async def test_what_was_stored_is_cascaded_before_the_end_only_when_draining(dra
     device, kept = Device(8), Kept()
     keys = keys_of("drain", 8)
     offloader = Offloader(settings(device, 8), kv_caches=device.kv_caches, tiers=[kept])
-    with kept.tier.shut("store"):
+    with kept.tier.before.store.shut():
         await offloader.store(keys, range(8))
         closing = asyncio.create_task(offloader.aclose(drain=drain))
-        job = await kept.tier.arrival("store")
+        job = await kept.tier.before.store.arrival()
         await turns()
         assert not closing.done(), "the tier still works on the slots"
         assert job.unwanted == (set() if drain else set(keys))
@@ -121,9 +121,9 @@ async def test_loads_that_wait_for_a_tier_end_with_what_they_have() -> None:
     keys = keys_of("waiting", 4)
     offloader = Offloader(settings(device, 8), kv_caches=device.kv_caches, tiers=[kept])
     await only_in_tiers(offloader, device, keys)
-    with kept.tier.shut("load"):
+    with kept.tier.before.load.shut():
         loading = asyncio.create_task(offloader.load(keys, range(4)))
-        await kept.tier.arrival("load")
+        await kept.tier.before.load.arrival()
         closing = asyncio.create_task(offloader.aclose())
         assert await loading == LoadResult(0, {}, Status.CANCELLED)
         assert not closing.done()
@@ -153,9 +153,9 @@ async def test_past_its_timeout_closing_says_what_runs_and_can_be_repeated(caplo
     device, kept = Device(8), Kept()
     keys = keys_of("stuck", 4)
     offloader = Offloader(settings(device, 8), kv_caches=device.kv_caches, tiers=[kept])
-    with kept.tier.shut("store"):
+    with kept.tier.after.store.shut():
         await offloader.store(keys, range(4))
-        await kept.tier.arrival("store")
+        await kept.tier.after.store.reached()
         with pytest.raises(TierUnavailable, match="gated"):
             await offloader.aclose(drain=False, timeout=0.001)
         assert "still in use" in caplog.text, "the memory of a running transfer stays mapped"

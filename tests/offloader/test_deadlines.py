@@ -24,7 +24,7 @@ async def test_a_load_gives_what_is_there_by_then(seconds: float) -> None:
         await only_in_tiers(offloader, device, keys)
         assert (await offloader.load(keys[:3], range(3))).blocks == 3
         device.poison()
-        with kept.tier.shut("load"):
+        with kept.tier.before.load.shut():
             result = await offloader.load(keys, range(8), until(seconds))
             assert result == LoadResult(3, {"CPU": 3}, Status.TIMED_OUT)
             assert device.holds(keys[:3], range(3))
@@ -39,7 +39,7 @@ async def test_a_lookup_answers_with_what_it_knows_by_then() -> None:
     async with Offloader(settings(device, 8), kv_caches=device.kv_caches, tiers=[kept]) as offloader:
         await only_in_tiers(offloader, device, keys)
         assert (await offloader.load(keys[:3], range(3))).blocks == 3
-        with kept.tier.shut("lookup"):
+        with kept.tier.before.lookup.shut():
             assert await offloader.lookup(keys, until(0.002)) == 3
         assert await offloader.lookup(keys) == 8
         assert await at_rest(offloader)

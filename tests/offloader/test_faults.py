@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from glob import glob
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -24,7 +26,7 @@ async def test_a_copy_from_the_device_that_fails_stores_nothing() -> None:
         assert failure.value.tier == "CPU"
         assert await offloader.lookup(keys) == 0
         assert await at_rest(offloader)
-        assert kept.tier.get_num_blocks() == 0
+        assert kept.tier.memory.get_num_blocks() == 0
         gate.failing = set()
         assert await offloader.store(keys, range(16)) == StoreResult(16, 0, 0)
         device.poison()
@@ -51,12 +53,12 @@ async def test_a_copy_to_the_device_that_fails_is_the_callers_to_know_and_the_bl
 
 
 @pytest.mark.parametrize("verb", ["lookup", "load", "store"])
-async def test_a_tier_that_raises_costs_misses_and_no_errors(verb: str) -> None:
+async def test_a_tier_that_raises_costs_misses_and_no_errors(verb: Literal["lookup", "load", "store"]) -> None:
     device, kept = Device(8), Kept(hints=verb != "lookup")
     keys, more = keys_of("tier", 4), keys_of("more", 4)
     async with Offloader(settings(device, 8), kv_caches=device.kv_caches, tiers=[kept]) as offloader:
         await only_in_tiers(offloader, device, keys)
-        kept.tier.broken = {verb}
+        kept.tier.faults.raises(verb, OSError(errno.EIO, "the test broke this tier"))
         loaded = await offloader.load(keys, range(4))
         assert loaded.blocks == (4 if verb == "store" else 0)
         assert loaded.stopped_by is (None if verb == "store" else Status.FAILED)
@@ -64,7 +66,7 @@ async def test_a_tier_that_raises_costs_misses_and_no_errors(verb: str) -> None:
         assert (await offloader.store(more, range(4, 8))).stored == 4
         assert await at_rest(offloader)
         assert offloader.stats().tiers["gated"]["failed"] == (4 if verb == "store" else 0)
-        kept.tier.broken = set()
+        kept.tier.faults.behave()
         device.poison()
         assert (await offloader.load(keys, range(4))).blocks == 4
         assert device.holds(keys, range(4))
@@ -75,7 +77,7 @@ async def test_a_block_that_is_bad_in_one_tier_is_taken_from_the_next() -> None:
     keys = keys_of("next", 8)
     async with Offloader(settings(device, 8), kv_caches=device.kv_caches, tiers=[near, far]) as offloader:
         await only_in_tiers(offloader, device, keys)
-        near.tier.damage(keys[2:5])
+        near.tier.faults.damage(keys[2:5])
         assert await offloader.load(keys, range(8)) == LoadResult(8, {"near": 5, "far": 3})
         assert device.holds(keys, range(8))
         assert await at_rest(offloader)

@@ -48,10 +48,10 @@ async def test_layers_of_blocks_from_a_slower_tier() -> None:
     async with Offloader(settings(device, 16), kv_caches=device.kv_caches, tiers=[kept]) as offloader:
         await only_in_tiers(offloader, device, keys)
         arrival = LayerArrival()
-        with kept.tier.shut("load"):
+        with kept.tier.before.load.shut():
             load = asyncio.create_task(offloader.load(keys, range(8), arrival=arrival))
             waiting = asyncio.create_task(arrival.layer(0))
-            await kept.tier.arrival("load")
+            await kept.tier.before.load.arrival()
             await turns(50)
             assert not waiting.done()
             assert device.untouched(range(8))
@@ -116,10 +116,10 @@ async def test_a_cancelled_load_lets_nobody_wait_for_its_layers() -> None:
     async with Offloader(settings(device, 8), kv_caches=device.kv_caches, tiers=[kept]) as offloader:
         await only_in_tiers(offloader, device, keys)
         arrival = LayerArrival()
-        with kept.tier.shut("load"):
+        with kept.tier.before.load.shut():
             load = asyncio.create_task(offloader.load(keys, range(4), arrival=arrival))
             waiting = asyncio.create_task(arrival.layer(0))
-            await kept.tier.arrival("load")
+            await kept.tier.before.load.arrival()
             load.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await load

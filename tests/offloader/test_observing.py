@@ -45,14 +45,14 @@ async def test_settle_returns_when_the_tiers_have_what_was_stored() -> None:
     device, kept = Device(8), Kept()
     async with Offloader(settings(device, 8), kv_caches=device.kv_caches, tiers=[kept]) as offloader:
         await offloader.settle()
-        with kept.tier.shut("store"):
+        with kept.tier.before.store.shut():
             await offloader.store(keys_of("settle", 8), range(8))
             settling = asyncio.create_task(offloader.settle())
             await turns()
             assert not settling.done()
             assert offloader.stats().tiers["gated"]["in_flight"] == 8
         await settling
-        assert kept.tier.get_num_blocks() == 8
+        assert kept.tier.memory.get_num_blocks() == 8
 
 
 async def test_statistics_of_all_parts() -> None:
@@ -71,9 +71,9 @@ async def test_its_repr_tells_the_state() -> None:
     device, kept = Device(8), Kept()
     offloader = Offloader(settings(device, 8), kv_caches=device.kv_caches, tiers=[kept])
     assert repr(offloader).startswith("<Offloader open: HostRegion(8 slots x 32 bytes, 0 held), OffloadingWorker(GPU")
-    with kept.tier.shut("store"):
+    with kept.tier.before.store.shut():
         await offloader.store(keys_of("repr", 4), range(4))
-        await kept.tier.arrival("store")
+        await kept.tier.before.store.arrival()
         assert "4 held" in repr(offloader)
         assert "4 ready (4 pinned)" in repr(offloader)
         assert "tiers gated" in repr(offloader)

@@ -20,11 +20,11 @@ async def test_while_a_stretch_is_copied_the_next_is_promoted_but_no_more() -> N
         await only_in_tiers(offloader, device, keys)
         with gate.shut():
             loading = asyncio.create_task(offloader.load(keys, range(16)))
-            assert list((await kept.tier.arrival("load")).keys) == keys[:4]
+            assert list((await kept.tier.before.load.arrival()).keys) == keys[:4]
             await gate.arrived.acquire()
-            assert list((await kept.tier.arrival("load")).keys) == keys[4:8]
+            assert list((await kept.tier.before.load.arrival()).keys) == keys[4:8]
             await turns(50)
-            assert kept.tier.jobs.empty()
+            assert not kept.tier.before.load.unseen
             assert device.untouched(range(16))
         assert (await loading).blocks == 16
         assert device.holds(keys, range(16))
@@ -38,7 +38,7 @@ async def test_blocks_reach_the_device_while_those_behind_them_are_on_their_way(
         await only_in_tiers(offloader, device, keys)
         assert (await offloader.load(keys[:3], range(3))).blocks == 3
         device.poison()
-        with kept.tier.shut("load"):
+        with kept.tier.before.load.shut():
             loading = asyncio.create_task(offloader.load(keys, range(8)))
             while not device.holds(keys[:3], range(3)):
                 await turns(1)

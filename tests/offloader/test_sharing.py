@@ -129,7 +129,7 @@ async def test_a_tier_that_is_slower_than_the_stores_sheds_and_never_stalls_them
     device, kept = Device(64), Kept()
     plan = settings(device, 16, cascade_blocks=4)
     async with Offloader(plan, kv_caches=device.kv_caches, tiers=[kept]) as offloader:
-        with kept.tier.shut("store"):
+        with kept.tier.before.store.shut():
             for n in range(8):
                 keys = keys_of(f"fast {n}", 8)
                 device.fill(keys, range(8))

@@ -15,41 +15,40 @@ import pytest
 
 from asyncoffload import Offloader
 from asyncoffload.keys import OffloadKey
+from asyncoffload.testing import FaultyTier
 from asyncoffload.tiers.fs.manager import FileSystemTierManager
-from asyncoffload.types import ANONYMOUS, JobResult, KVLayout, LookupResult, RequestContext, TransferJob
-from tests.offloader.rig import CopyGate, Device, GatedTier, Leaks, at_rest, settings, turns
+from asyncoffload.types import ANONYMOUS, JobResult, KVLayout, LookupResult, RequestContext, Status, TransferJob
+from tests.offloader.rig import CopyGate, Device, Leaks, MemoryTier, at_rest, settings, turns
 from tests.offloader.storm import Storm
 
 SECONDS = 20
 
 
-class MoodyTier(GatedTier):
+class MoodyTier(FaultyTier[MemoryTier]):
     """The memory tier on a bad day: it raises, dawdles, and lets blocks rot."""
 
     def __init__(self, layout: KVLayout, view: memoryview) -> None:
-        super().__init__(layout, view, "moody", hints=False)
+        super().__init__(MemoryTier(layout, view, "moody", hints=False), seed=1, primary_kv_view=view)
         self._dice = random.Random(1)
+        bad_mood = OSError(errno.EIO, "in a bad mood")
+        for verb in ("lookup", "store", "load"):
+            self.raises(verb, bad_mood, chance=0.1)
+        self.answers("load", Status.CORRUPT, chance=0.02)
 
     async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> Sequence[LookupResult]:
-        await self._mood()
+        await self._dawdle()
         return await super().lookup(keys, ctx)
 
     async def store(self, job: TransferJob) -> JobResult:
-        await self._mood()
+        await self._dawdle()
         return await super().store(job)
 
     async def load(self, job: TransferJob) -> JobResult:
-        await self._mood()
-        if self._blocks and self._dice.random() < 0.1:
-            self.damage([self._dice.choice(list(self._blocks))])
+        await self._dawdle()
         return await super().load(job)
 
-    async def _mood(self) -> None:
-        self.jobs = asyncio.Queue()
-        for _ in range(self._dice.choice([0, 0, 3, 40])):
-            await asyncio.sleep(0)
-        if self._dice.random() < 0.1:
-            raise OSError(errno.EIO, "in a bad mood")
+    async def _dawdle(self) -> None:
+        await turns(self._dice.choice([0, 0, 3, 40]))
 
 
 async def vandalise(root: Path, gate: CopyGate, until: float) -> int:

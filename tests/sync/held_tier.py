@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable, Sequence
 
-from asyncoffload.aio.loop_thread import LoopThread
 from asyncoffload.keys import OffloadKey, make_key
+from asyncoffload.testing import Gate
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.tiers.event_log import EventLog
 from asyncoffload.types import (
@@ -27,37 +25,6 @@ from asyncoffload.types import (
 TIMEOUT = 30
 
 
-class Gate:
-    """Stops coroutines of a loop; the test, on another thread, opens it. Open until it is shut."""
-
-    def __init__(self, loop: LoopThread) -> None:
-        self._loop = loop
-        self._open = asyncio.Event()
-        self._open.set()
-        self.arrivals = threading.Semaphore(0)
-
-    def shut(self) -> None:
-        self._on_loop(self._open.clear)
-
-    def open(self) -> None:
-        self._on_loop(self._open.set)
-
-    def reached(self) -> None:
-        """Block until one more coroutine stands before the gate."""
-        assert self.arrivals.acquire(timeout=TIMEOUT)
-
-    async def passing(self) -> None:
-        if not self._open.is_set():
-            self.arrivals.release()
-            await self._open.wait()
-
-    def _on_loop(self, call: Callable[[], None]) -> None:
-        async def it() -> None:
-            call()
-
-        self._loop.run(it)
-
-
 class HeldTier(SecondaryTierManager):
     """Keeps blocks in a dict; each block takes a turn of the loop.
 
@@ -72,11 +39,13 @@ class HeldTier(SecondaryTierManager):
         closing: a gate in ``aclose``.
     """
 
-    def __init__(self, n_slots: int, loop: LoopThread) -> None:
+    def __init__(self, n_slots: int) -> None:
         self.tier_type = "held"
         self.blocks: dict[OffloadKey, int] = {}
         self.knows = False
-        self.lookups, self.jobs, self.closing = Gate(loop), Gate(loop), Gate(loop)
+        self.lookups: Gate[Sequence[OffloadKey]] = Gate()
+        self.jobs: Gate[OffloadKey] = Gate()
+        self.closing: Gate[None] = Gate()
         self.asked: list[Sequence[OffloadKey]] = []
         self.touched: list[Sequence[OffloadKey]] = []
         self.touching: set[int] = set()
@@ -89,7 +58,7 @@ class HeldTier(SecondaryTierManager):
 
     async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> Sequence[LookupResult]:  # noqa: ARG002
         self.asked.append(keys)
-        await self.lookups.passing()
+        await self.lookups.passing(keys)
         self.fault("lookup")
         answers = [LookupResult.HIT if key in self.blocks else LookupResult.MISS for key in keys]
         return answers[: len(answers) - self.miscount]
@@ -115,7 +84,7 @@ class HeldTier(SecondaryTierManager):
 
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:  # noqa: ARG002
         self.closed = True
-        await self.closing.passing()
+        await self.closing.passing(None)
         self.fault("aclose")
 
     async def _each_block(self, job: TransferJob, move: Callable[[OffloadKey, int], KeyOutcome]) -> JobResult:
@@ -123,7 +92,7 @@ class HeldTier(SecondaryTierManager):
         for key, slot in zip(job.keys, job.slots, strict=True):
             self.touching.add(slot)
             try:
-                await self.jobs.passing()
+                await self.jobs.passing(key)
                 outcomes.append(CANCELLED if self.closed or key in job.unwanted else move(key, slot))
             finally:
                 self.touching.discard(slot)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from asyncoffload.aio.loop_thread import LoopThread
 from asyncoffload.errors import InternalError, TierUnavailable
 from asyncoffload.keys import OffloadKey
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.sync.manager import SyncOffloadingManager
+from asyncoffload.testing import Gate, ManualClock
 from asyncoffload.types import ANONYMOUS, CPULoadStoreSpec, LookupResult, RequestContext
-from tests.managers.gated_tier import SLOT_BYTES, Gate, GatedTier, content_of
-from tests.managers.tiered_stack import Clock, keys_of
+from tests.managers.gated_tier import SLOT_BYTES, GatedTier, content_of
+from tests.managers.tiered_stack import keys_of
 
 __all__ = ["HIT", "MISS", "PENDING", "RETRY", "SteppingStack", "keys_of", "named", "stepping"]
 
@@ -51,7 +53,7 @@ class SteppingStack:
         store_threshold: int = 1,
         loop: LoopThread | None = None,
     ) -> None:
-        self.clock = Clock()
+        self.clock = ManualClock()
         self.loop = LoopThread.shared() if loop is None else loop
         self.region = HostRegion(n_slots, SLOT_BYTES)
         self.tiers = [GatedTier(self.region.view, f"t{index}") for index in range(n_tiers)]
@@ -80,7 +82,7 @@ class SteppingStack:
 
         self.loop.run(do, LOOP_SECONDS)
 
-    def reached(self, gate: Gate, n: int = 1) -> None:
+    def reached(self, gate: Gate[Any], n: int = 1) -> None:
         """Wait until ``n`` jobs stand before a gate."""
         self.loop.run(lambda: gate.reached(n), LOOP_SECONDS)
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def test_shutdown_drops_what_is_queued_and_its_results_stay() -> None:
     with rigged() as rig:
         rig.tier.jobs.shut()
         rig.store(some_keys(2), 1)
-        rig.tier.jobs.reached()
+        rig.tier.jobs.wait_reached()
         closing = threading.Thread(target=rig.facade.shutdown, args=(TIMEOUT,))
         closing.start()
         while not rig.tier.closed:
@@ -58,7 +59,7 @@ def test_shutdown_ends_and_says_what_it_left_behind(
     with rigged() as rig:
         rig.tier.jobs.shut()
         rig.store(some_keys(3), 5)
-        rig.tier.jobs.reached()
+        rig.tier.jobs.wait_reached()
         with pytest.raises(TierUnavailable, match=r"left behind after 0\.01 seconds, with jobs 5 of 3 blocks"):
             rig.facade.shutdown(0.01)
         assert "left behind" in caplog.text
@@ -89,7 +90,7 @@ def test_shutdown_passes_on_what_the_tier_says(caplog: pytest.LogCaptureFixture)
 
 def test_start_that_takes_too_long_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with rigged() as rig:
-        monkeypatch.setattr(rig.tier, "start", rig.tier.lookups.passing)
+        monkeypatch.setattr(rig.tier, "start", partial(rig.tier.lookups.passing, []))
         rig.tier.lookups.shut()
         with pytest.raises(TierUnavailable, match=r"did not start within 0\.01 seconds"):
             rig.facade.start(0.01)
@@ -110,7 +111,7 @@ def test_when_the_loop_dies_nobody_hangs() -> None:
         rig.facade.drain_jobs()
         rig.tier.jobs.shut()
         rig.store(some_keys(1), 2)
-        rig.tier.jobs.reached()
+        rig.tier.jobs.wait_reached()
         errors: list[BaseException] = []
 
         def wait() -> None:
@@ -236,7 +237,7 @@ class Held(BlockFiles):
     def write(self, *args):
         reached.set()
         go_on.wait()
-        super().write(*args)
+        return super().write(*args)
 tier = facade(lambda block_format, owner, direct: Held(block_format, owner, direct=direct))
 tier.submit_store(job())
 reached.wait()
@@ -322,7 +323,7 @@ def test_a_job_submitted_while_the_tier_closes_has_its_result() -> None:
         job = TransferJob(some_keys(1), [0], job_id=1)
         rig.facade.submit_store(job)
         closing.start()
-        rig.tier.closing.reached()
+        rig.tier.closing.wait_reached()
         rig.tier.closing.open()
         closing.join()
         assert [result.job_id for result in rig.facade.get_finished()] == [1]

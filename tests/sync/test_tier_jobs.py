@@ -21,7 +21,7 @@ def test_submitting_returns_at_once_while_the_tier_is_busy() -> None:
         rig.tier.jobs.shut()
         for job_id in range(100):
             rig.store(some_keys(4), job_id)
-        rig.tier.jobs.reached()
+        rig.tier.jobs.wait_reached()
         assert rig.facade.get_finished() == []
         assert rig.facade.has_pending_work()
         rig.tier.jobs.open()
@@ -48,9 +48,10 @@ def test_results_come_in_the_order_in_which_the_jobs_end() -> None:
         rig.store(some_keys(9), 1)
         rig.store(some_keys(1), 2)
         rig.store(some_keys(4), 3)
+        rig.settled()
         rig.tier.jobs.shut()
         rig.store(some_keys(1), 4)
-        rig.tier.jobs.reached()
+        rig.tier.jobs.wait_reached()
         rig.store([], 5)
         rig.settled()
         assert [result.job_id for result in rig.facade.get_finished()][-1:] == [5]
@@ -62,7 +63,7 @@ def test_after_drain_nothing_touches_the_slots() -> None:
     with rigged() as rig:
         rig.tier.jobs.shut()
         rig.store(some_keys(4), 1)
-        rig.tier.jobs.reached()
+        rig.tier.jobs.wait_reached()
         seen: list[set[int]] = []
 
         def wait() -> None:
@@ -85,7 +86,7 @@ def test_drain_waits_for_earlier_jobs_only() -> None:
         rig.facade.drain_jobs()
         rig.tier.jobs.shut()
         rig.store(some_keys(1), 2)
-        rig.tier.jobs.reached()
+        rig.tier.jobs.wait_reached()
         with pytest.raises(TierUnavailable, match="jobs 2 after"):
             rig.facade.drain_jobs(0.01)
         assert [result.job_id for result in rig.facade.get_finished()] == [1]
@@ -134,7 +135,7 @@ def test_cancelled_jobs_skip_what_has_not_begun_and_have_their_result() -> None:
         rig.tier.jobs.shut()
         rig.store(some_keys(3), 1)
         rig.store(some_keys(3, first=3), 2)
-        rig.tier.jobs.reached()
+        rig.tier.jobs.wait_reached()
         rig.facade.cancel([1, 999])
         rig.tier.jobs.open()
         rig.facade.drain_jobs()

@@ -19,7 +19,7 @@ def test_what_only_the_tier_can_tell_is_asked_for_behind_the_callers_back() -> N
         rig.tier.blocks[known] = 1
         rig.tier.lookups.shut()
         assert [rig.facade.lookup(known), rig.facade.lookup(unknown)] == [RETRY, RETRY]
-        rig.tier.lookups.reached()
+        rig.tier.lookups.wait_reached()
         assert [rig.facade.lookup(known), rig.facade.lookup(unknown)] == [RETRY, RETRY]
         rig.tier.lookups.open()
         rig.settled()
@@ -137,7 +137,7 @@ def test_a_tier_that_does_not_answer_does_not_have_it() -> None:
         rig.tier.blocks[key] = 1
         rig.tier.lookups.shut()
         assert rig.facade.lookup(key) is RETRY
-        rig.tier.lookups.reached()
+        rig.tier.lookups.wait_reached()
         rig.now += PROBE_SECONDS
         assert rig.facade.lookup(key) is MISS
         rig.tier.lookups.open()

@@ -25,15 +25,17 @@ class Rig:
     def __init__(self) -> None:
         self.now = 100.0
         self.loop = LoopThread()
-        self.tier = HeldTier(N_SLOTS, self.loop)
+        self.tier = HeldTier(N_SLOTS)
         self.facade = SyncSecondaryTier(self.tier, loop=self.loop, clock=lambda: self.now)
 
     def close(self) -> None:
-        for gate in (self.tier.lookups, self.tier.jobs, self.tier.closing):
-            try:
-                gate.open()
-            except Exception:  # the test has ruined the loop
-                return
+        self.tier.lookups.open()
+        self.tier.jobs.open()
+        self.tier.closing.open()
+        try:
+            self.settled()
+        except Exception:  # the test has ruined the loop
+            return
         try:
             self.facade.shutdown(TIMEOUT)
         except OffloadError:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import xxhash
 
-from asyncoffload.errors import TransferError
 from asyncoffload.keys import OffloadKey
-from asyncoffload.testing import TierLaws
+from asyncoffload.testing import FaultyTier, GatedTier, TierLaws
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.tiers.example import Bytes, ExampleSecondaryTierManager
 from asyncoffload.types import (
@@ -24,36 +23,22 @@ from asyncoffload.types import (
     Status,
     TransferJob,
 )
+from tests.testing.around import LawsAround
+from tests.tiers import test_example
 
-MakeTier = Callable[[KVLayout, memoryview], ExampleSecondaryTierManager]
+MakeTier = Callable[[KVLayout, memoryview], SecondaryTierManager]
 
 
-class Laws(TierLaws):
+class Laws(LawsAround):
     """The laws over some tier that is derived from the example."""
 
-    __test__ = False
+    inside = test_example.TestExampleTier()
 
     def __init__(self, make_tier: MakeTier) -> None:
         self._make_tier = make_tier
 
     def make_tier(self, layout: KVLayout, view: memoryview, place: Path) -> SecondaryTierManager:  # noqa: ARG002
         return self._make_tier(layout, view)
-
-    async def raw_read(self, tier: SecondaryTierManager, key: OffloadKey) -> bytes | None:
-        assert isinstance(tier, ExampleSecondaryTierManager)
-        return tier._blocks[key][0].tobytes() if key in tier._blocks else None
-
-    async def raw_write(self, tier: SecondaryTierManager, key: OffloadKey, payload: bytes) -> None:
-        assert isinstance(tier, ExampleSecondaryTierManager)
-        tier._blocks[key] = (np.frombuffer(payload, np.uint8).copy(), xxhash.xxh3_64_intdigest(payload))
-
-    async def raw_delete(self, tier: SecondaryTierManager, key: OffloadKey) -> None:
-        assert isinstance(tier, ExampleSecondaryTierManager)
-        tier._blocks.pop(key, None)
-
-    async def raw_damage(self, tier: SecondaryTierManager, key: OffloadKey) -> None:
-        assert isinstance(tier, ExampleSecondaryTierManager)
-        tier._blocks[key][0][0] ^= 1
 
 
 class Unverified(ExampleSecondaryTierManager):
@@ -139,36 +124,59 @@ class HoldsTheLoop(ExampleSecondaryTierManager):
         return JobResult(job.job_id, job.keys, outcomes, self.tier_type)
 
 
-class RaisesInstead(ExampleSecondaryTierManager):
+def raises_instead(layout: KVLayout, view: memoryview) -> SecondaryTierManager:
     """An exception where an outcome belongs."""
+    tier = FaultyTier(ExampleSecondaryTierManager(layout, view))
+    tier.raises("load", OSError(errno.EIO, "raised by the tier"))
+    return tier
 
-    async def load(self, job: TransferJob) -> JobResult:
-        result = await super().load(job)
-        result.raise_for_failures()
-        return result
+
+def loses_in_silence(layout: KVLayout, view: memoryview) -> SecondaryTierManager:
+    """Says that it has stored what it has not."""
+    tier = FaultyTier(ExampleSecondaryTierManager(layout, view))
+    tier.answers("store", Status.MISSING, calls=[3])
+    return tier
+
+
+def never_ends(layout: KVLayout, view: memoryview) -> SecondaryTierManager:
+    """Says that it is drained while a job is under way."""
+    return NeverDrained(ExampleSecondaryTierManager(layout, view))
+
+
+class NeverDrained(GatedTier[ExampleSecondaryTierManager]):
+    async def drain(self) -> None:
+        return
+
+    async def _store(self, job: TransferJob) -> JobResult:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        return await super()._store(job)
 
 
 Law = Callable[[TierLaws, Path], Awaitable[None]]
+CORRUPT_IS_DONE = "'done'> (is|!=) <Status.CORRUPT"
 
 
 @pytest.mark.parametrize(
-    ("breach", "law"),
+    ("breach", "law", "reason"),
     [
-        (Unverified, TierLaws.test_a_damaged_block_is_corrupt_reported_and_replaceable),
-        (Unverified, TierLaws.test_each_key_has_its_own_outcome),
-        (WritesBehindTheBlock, TierLaws.test_what_was_stored_is_loaded),
-        (Escapes, TierLaws.test_a_cancelled_load_never_writes_later),
-        (TellsNoOne, TierLaws.test_a_damaged_block_is_corrupt_reported_and_replaceable),
-        (StopsAtTheFirst, TierLaws.test_each_key_has_its_own_outcome),
-        (ServesAfterTheEnd, TierLaws.test_a_closed_tier_says_so),
-        (AnnouncesTooEarly, TierLaws.test_whatever_is_visible_while_it_is_stored_is_whole),
-        (HoldsTheLoop, TierLaws.test_the_loop_is_not_held_up),
-        (RaisesInstead, TierLaws.test_what_is_not_there_is_missing),
+        (Unverified, TierLaws.test_a_damaged_block_is_corrupt_reported_and_replaceable, CORRUPT_IS_DONE),
+        (Unverified, TierLaws.test_each_key_has_its_own_outcome, CORRUPT_IS_DONE),
+        (WritesBehindTheBlock, TierLaws.test_what_was_stored_is_loaded, "the bytes behind them were written to"),
+        (Escapes, TierLaws.test_a_cancelled_load_never_writes_later, "did not belong to, or not any more"),
+        (never_ends, TierLaws.test_drain_returns_when_everything_has_ended, "does not hold the bytes of its key"),
+        (TellsNoOne, TierLaws.test_a_damaged_block_is_corrupt_reported_and_replaceable, r"assert \[\] == \[\("),
+        (StopsAtTheFirst, TierLaws.test_each_key_has_its_own_outcome, "'failed'> != <Status.MISSING"),
+        (ServesAfterTheEnd, TierLaws.test_a_closed_tier_says_so, "DID NOT RAISE.*ClosedError"),
+        (AnnouncesTooEarly, TierLaws.test_whatever_is_visible_while_it_is_stored_is_whole, "assert None =="),
+        (HoldsTheLoop, TierLaws.test_the_loop_is_not_held_up, "nobody else had a turn"),
+        (raises_instead, TierLaws.test_what_is_not_there_is_missing, "raised by the tier"),
+        (loses_in_silence, TierLaws.test_visible_when_the_store_returns, "'miss'> != <LookupResult.HIT"),
     ],
 )
-async def test_breach_is_caught(tmp_path: Path, breach: MakeTier, law: Law) -> None:
+async def test_breach_is_caught_for_what_it_is(tmp_path: Path, breach: MakeTier, law: Law, reason: str) -> None:
     await law(Laws(ExampleSecondaryTierManager), tmp_path)
-    with pytest.raises((AssertionError, TransferError, pytest.fail.Exception)):
+    with pytest.raises((AssertionError, OSError, pytest.fail.Exception), match=reason):
         await law(Laws(breach), tmp_path)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from asyncoffload.testing import Delayed, Refused
 from tests.integrations.vllm.engine import CACHED_TOKENS, Engine, Expected, prompt, running, tiering
 from tests.integrations.vllm.model import TOKENS_PER_BLOCK
 from tests.integrations.vllm.tier_engine import KEYS, SMALL, ask_from_tier, file_tier
@@ -34,10 +36,11 @@ def engine(
 
 
 @pytest.fixture
-def slow_reads(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:  # noqa: ARG001 (imports the tier)
+def slow_reads(engine: Engine) -> Iterator[None]:  # noqa: ARG001 (imports the tier)
     from tests.integrations.vllm.troubled_tier import TroubledTier
 
-    monkeypatch.setattr(TroubledTier, "read_seconds", 0.2)
+    with TroubledTier.disk.add("read", Delayed(0.2)):
+        yield
 
 
 def counted(engine: Engine, status: str) -> float:
@@ -81,14 +84,11 @@ def test_when_the_disk_is_fast_again_so_are_the_loads(engine: Engine, expected: 
         ask_from_tier(engine, number, expected)
 
 
-def test_a_full_disk_costs_stores_and_nothing_else(
-    engine: Engine, expected: Expected, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_costs_stores_and_nothing_else(engine: Engine, expected: Expected) -> None:
     from tests.integrations.vllm.troubled_tier import TroubledTier
 
     failed = engine.metric(KEYS, direction="store", status="failed")
-    with monkeypatch.context() as patched:
-        patched.setattr(TroubledTier, "full", True)
+    with TroubledTier.disk.add("write", Refused(errno.ENOSPC)):
         for _ in range(2):
             [answer] = engine.ask(3)
             assert answer.same_text(expected(3))

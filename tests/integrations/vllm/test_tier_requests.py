@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from asyncoffload.testing import FaultyDisk
 from tests.integrations.vllm.tier_rig import (
-    Gate,
     HostMemory,
     block_files,
     collected,
-    gated_tier,
     make_tier,
     request,
     some_keys,
     step,
+    tier_on,
     transfer,
 )
 
@@ -29,27 +29,25 @@ HIT, MISS = LookupResult.HIT, LookupResult.MISS
 
 
 def test_loads_of_an_ended_request_are_skipped_and_stores_go_on(memory: HostMemory, tmp_path: Path) -> None:
-    gate = Gate()
-    gate.opened.set()
-    tier = gated_tier(gate, memory, tmp_path)
+    disk = FaultyDisk()
+    tier = tier_on(disk, memory, tmp_path)
     keys, new = some_keys(6), some_keys(3, first=100)
     memory.fill(range(6), keys)
     tier.submit_store(transfer(0, keys, range(6), request("before")))
     assert collected(tier)[0].success
-    gate.await_arrivals(6)
-    gate.opened.clear()
+    reads = disk.gates["read"].shut()
 
     busy, leaving = request("busy", keys[:2]), request("leaving", keys[2:])
     for context in (busy, leaving):
         tier.on_new_request(context)
     for job_id, key in enumerate(keys[:2], start=1):
         tier.submit_load(transfer(job_id, [key], [9 + job_id], busy, load=True))
-    gate.await_arrivals(2)  # both threads
+    reads.wait_reached(2)  # both threads
     tier.submit_load(transfer(3, keys[2:], range(20, 24), leaving, load=True))
     tier.submit_store(transfer(4, new, range(3), leaving))
     tier.on_request_finished(leaving)
     assert tier.has_pending_work()
-    gate.opened.set()
+    reads.open()
     results = collected(tier)
 
     assert sorted(results) == [1, 2, 3, 4]
@@ -62,21 +60,19 @@ def test_loads_of_an_ended_request_are_skipped_and_stores_go_on(memory: HostMemo
 
 
 def test_loads_that_come_too_late_are_given_up_and_computed(memory: HostMemory, tmp_path: Path) -> None:
-    gate = Gate()
-    gate.opened.set()
-    tier = gated_tier(gate, memory, tmp_path, load_seconds=0)
+    disk = FaultyDisk()
+    tier = tier_on(disk, memory, tmp_path, load_seconds=0)
     keys = some_keys(6)
     memory.fill(range(6), keys)
     tier.submit_store(transfer(0, keys, range(6), request("before")))
     collected(tier)
-    gate.await_arrivals(6)
-    gate.opened.clear()
+    reads = disk.gates["read"].shut()
     for job_id, key in enumerate(keys[:2], start=1):
         tier.submit_load(transfer(job_id, [key], [9 + job_id], request("patient"), load=True))
-    gate.await_arrivals(2)
+    reads.wait_reached(2)
     tier.submit_load(transfer(3, keys[2:], range(20, 24), request("patient"), load=True))
     tier.on_schedule_end(step())
-    gate.opened.set()
+    reads.open()
     results = collected(tier)
 
     assert results[1].success, "what has begun ends"
@@ -91,15 +87,13 @@ def test_loads_that_come_too_late_are_given_up_and_computed(memory: HostMemory, 
 
 @pytest.mark.parametrize("history", ["waiting", "scheduled", "preempted"])
 def test_what_a_waiting_request_shares_is_loaded_all_the_same(memory: HostMemory, tmp_path: Path, history: str) -> None:
-    gate = Gate()
-    gate.opened.set()
-    tier = gated_tier(gate, memory, tmp_path)
+    disk = FaultyDisk()
+    tier = tier_on(disk, memory, tmp_path)
     keys = some_keys(6)
     memory.fill(range(6), keys)
     tier.submit_store(transfer(0, keys, range(6), request("before")))
     collected(tier)
-    gate.await_arrivals(6)
-    gate.opened.clear()
+    reads = disk.gates["read"].shut()
 
     busy, leaving, sharing = request("busy"), request("leaving", keys[2:]), request("sharing", keys[2:4])
     for context in (busy, leaving, sharing):
@@ -110,10 +104,10 @@ def test_what_a_waiting_request_shares_is_loaded_all_the_same(memory: HostMemory
         tier.on_schedule_end(step(preempted=["sharing"]))
     for job_id, key in enumerate(keys[:2], start=1):
         tier.submit_load(transfer(job_id, [key], [9 + job_id], busy, load=True))
-    gate.await_arrivals(2)
+    reads.wait_reached(2)
     tier.submit_load(transfer(3, keys[2:], range(20, 24), leaving, load=True))
     tier.on_request_finished(leaving)
-    gate.opened.set()
+    reads.open()
 
     result = collected(tier)[3]
     assert result.successful_keys == (() if history == "scheduled" else tuple(keys[2:4]))

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from asyncoffload.errors import ConfigError
+from asyncoffload.testing import FaultyDisk
 from tests.integrations.vllm.tier_rig import (
     CHUNK_BYTES,
     MODULE,
-    Gate,
     HostMemory,
     answer,
     block_files,
     collected,
-    gated_tier,
     make_tier,
     request,
     some_keys,
     specification,
+    tier_on,
     transfer,
 )
 
@@ -131,12 +131,13 @@ def test_a_failed_load_is_a_miss_until_a_store_has_ended(memory: HostMemory, tmp
 
 
 def test_stores_that_would_pin_more_than_half_of_the_memory_are_shed(memory: HostMemory, tmp_path: Path) -> None:
-    gate = Gate()
-    tier = gated_tier(gate, memory, tmp_path)
+    disk = FaultyDisk()
+    writes = disk.gates["write"].shut()
+    tier = tier_on(disk, memory, tmp_path)
     for job_id, key in enumerate(some_keys(64)):
         tier.submit_store(transfer(job_id, [key], [job_id], request("a")))
-    gate.await_arrivals(1)
-    gate.opened.set()
+    writes.wait_reached()
+    writes.open()
     stored = [result.success for result in collected(tier).values()]
     assert sum(stored) == len(block_files(tmp_path))
     assert 32 <= sum(stored) < 64

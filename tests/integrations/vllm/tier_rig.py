@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import mmap
-import os
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +13,7 @@ import numpy.typing as npt
 
 from asyncoffload.aio.loop_thread import LoopThread
 from asyncoffload.keys import OffloadKey, make_key
+from asyncoffload.testing import FaultyDisk
 from asyncoffload.tiers.fs.blockfile import BlockFiles
 from asyncoffload.tiers.fs.format import BlockFormat
 
@@ -143,37 +142,12 @@ def collected(tier: Any) -> dict[int, Any]:
     return {result.job_id: result for result in results}
 
 
-class Gate:
-    """Block files whose reads and writes wait until the test lets them through."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self._arrived = threading.Semaphore(0)
-
-    def await_arrivals(self, n_arrivals: int) -> None:
-        for _ in range(n_arrivals):
-            assert self._arrived.acquire(timeout=TIMEOUT)
-
-    def make_files(self, block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
-        return BlockFiles(
-            block_format, owner, direct=direct, pwritev=self._passing(os.pwritev), preadv=self._passing(os.preadv)
-        )
-
-    def _passing(self, call: Callable[..., int]) -> Callable[..., int]:
-        def call_when_opened(*arguments: Any) -> int:
-            self._arrived.release()
-            assert self.opened.wait(TIMEOUT)
-            return call(*arguments)
-
-        return call_when_opened
-
-
-def gated_tier(gate: Gate, memory: HostMemory, root: Path, **config: Any) -> Any:
-    """A file-system tier with one thread for each direction, behind a gate."""
+def tier_on(disk: FaultyDisk, memory: HostMemory, root: Path, **config: Any) -> Any:
+    """A file-system tier with one thread for each direction, on this disk."""
     from asyncoffload.integrations.vllm.tiers import FileSystemTier
 
-    class GatedTier(FileSystemTier):
+    class TierOnDisk(FileSystemTier):
         def make_files(self, block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
-            return gate.make_files(block_format, owner, direct)
+            return disk.make_files(block_format, owner, direct)
 
-    return GatedTier(specification(), memory.view, "GatedTier", root_dir=str(root), io_threads=1, **config)
+    return TierOnDisk(specification(), memory.view, "TierOnDisk", root_dir=str(root), io_threads=1, **config)

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import time
-from collections.abc import Sequence
 from typing import ClassVar
 
 from asyncoffload.integrations.vllm.tiers import FileSystemTier
+from asyncoffload.testing import FaultyDisk
 from asyncoffload.tiers.fs.blockfile import BlockFiles
 from asyncoffload.tiers.fs.format import BlockFormat
 
 
-def _preadv(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-    time.sleep(TroubledTier.read_seconds)
-    return os.preadv(fd, buffers, offset)
-
-
-def _pwritev(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-    if TroubledTier.full:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return os.pwritev(fd, buffers, offset)
-
-
 class TroubledTier(FileSystemTier):
-    """Whose trouble is that of all such tiers.
+    """Whose disk is that of all such tiers.
 
     Attributes:
-        read_seconds: how long every read takes.
-        full: whether the disk has no room left.
+        disk: sound at first.
     """
 
-    read_seconds: ClassVar[float] = 0.0
-    full: ClassVar[bool] = False
+    disk: ClassVar[FaultyDisk] = FaultyDisk()
 
     def make_files(self, block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
-        return BlockFiles(block_format, owner, direct=direct, preadv=_preadv, pwritev=_pwritev)
+        return self.disk.make_files(block_format, owner, direct)
