@@ -82,6 +82,17 @@ class FileSystemTierSettings(Settings):
         description="Bytes of stores that may wait for a thread; what exceeds it is shed and offered again later. "
         "512 MiB is a fraction of a second of a fast disk: a longer queue would delay, and help nobody.",
     )
+    quota: PositiveSize | None = Field(
+        None,
+        description="Bytes that the files below `root_dir` may take, those of all processes and models that share it. "
+        "What was used longest ago is removed to make room. None by default, and then nothing is ever removed: how "
+        "much of a disk may be used is the operator's decision. Of several processes the smallest quota holds.",
+    )
+    min_free: Annotated[ByteSize, Field(ge=0)] | None = Field(
+        None,
+        description="Bytes to leave free on the file system, beside or instead of a quota. None by default: a disk of "
+        "its own may be filled. Of several processes the largest one holds.",
+    )
 
 
 class MemoryTierSettings(Settings):

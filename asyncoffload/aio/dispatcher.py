@@ -8,10 +8,12 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+from asyncoffload.aio.durations import Durations
 from asyncoffload.aio.io_threads import IOThreads
 from asyncoffload.aio.lane import Lane
 from asyncoffload.aio.mailbox import Mailbox
 from asyncoffload.aio.slices import Slice
+from asyncoffload.types.vocabulary import Priority
 
 _QUIET = 1.0  # seconds without a load after which stores may have the device for themselves
 _SHARE_BESIDE_LOADS = 0.25  # of the bytes that may be written at the same time otherwise
@@ -35,6 +37,10 @@ class Dispatcher:
         max_given_up: how many hanging threads may be replaced.
         ended: called on the loop's thread with slices whose tasks have all been counted.
         clock: seconds.
+
+    Attributes:
+        threads: what runs the slices.
+        waits: by priority, how long slices were queued before they ran.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Dispatcher:
         self._max_storing_bytes = max_storing_bytes
         self._ended = ended
         self._clock = clock
+        self.waits = {priority: Durations() for priority in Priority}
         self.threads = IOThreads(self._n_workers, max_given_up=max_given_up)
         self._workers: list[asyncio.Task[None]] = []
         self._post: Callable[[Slice], None]  # set with the mailbox, when the loop is known
@@ -137,6 +144,7 @@ class Dispatcher:
         lane.running += 1
         self._running[piece] = lane
         piece.started = self._clock()
+        self.waits[piece.priority].add(piece.started - piece.queued_at)
         if lane is self._stores:
             self._storing += 1
             self._storing_bytes += piece.task_bytes

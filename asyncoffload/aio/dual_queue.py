@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from asyncoffload.aio.dispatcher import Dispatcher
 from asyncoffload.aio.job_state import JobState
 from asyncoffload.aio.lane import Lane
-from asyncoffload.aio.pool_stats import PoolStats
+from asyncoffload.aio.pool_stats import PoolStats, queues_of
 from asyncoffload.aio.slices import Slice, SliceBounds, cut
 from asyncoffload.aio.waiting import outlive
 from asyncoffload.errors import ClosedError, InvalidArgument, TierUnavailable, WrongLoopError
@@ -119,8 +119,10 @@ class DualQueueThreadPool:
         )
 
     def stats(self) -> PoolStats:
-        """A snapshot."""
-        loads, stores = self._loads, self._stores
+        """A snapshot; any thread, and then without a promise that its numbers are of the very same moment."""
+        loads, stores, dispatcher = self._loads, self._stores, self._dispatcher
+        # Copies, made in one step each: the loop goes on while another thread looks.
+        slices = (piece for job in list(self._jobs.values()) for piece in list(job.slices))
         return PoolStats(
             queued_loads=loads.queued,
             queued_stores=stores.queued,
@@ -131,8 +133,9 @@ class DualQueueThreadPool:
             shed_loads=loads.shed,
             shed_stores=stores.shed,
             unfinished_jobs=len(self._jobs),
-            threads=self._dispatcher.threads.threads,
-            given_up_threads=self._dispatcher.threads.given_up,
+            threads=dispatcher.threads.threads,
+            given_up_threads=dispatcher.threads.given_up,
+            queues=queues_of(slices, dispatcher.waits, self._clock()),
         )
 
     def enqueue_load(
@@ -190,6 +193,7 @@ class DualQueueThreadPool:
                 due = job.queued_at + self._patience[priority]
                 for piece in job.slices:
                     if piece.queued and due < piece.due:
+                        piece.priority = priority
                         job.lane.requeue(piece, due)
                         self._dispatcher.entry_added()
 
@@ -285,6 +289,7 @@ class DualQueueThreadPool:
         self._jobs[state] = _Job(lane, slices, now)
         self._idle.clear()
         for piece in slices:
+            piece.priority, piece.queued_at = priority, now
             lane.put(piece, due)
             self._dispatcher.entry_added()
         return state

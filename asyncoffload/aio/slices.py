@@ -10,6 +10,7 @@ from typing import Any
 from asyncoffload.aio.io_threads import Work
 from asyncoffload.aio.job_state import JobState
 from asyncoffload.errors import InvalidArgument
+from asyncoffload.types.vocabulary import Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Slice:
         nbytes: bytes of all of them.
         task_bytes: bytes of one, rounded up: what the slice has in the device's queue while it runs.
         due: seconds on the pool's clock, by which it is ordered. A queue entry with another time is stale.
+        priority: the class that it counts as.
+        queued_at: seconds on the pool's clock.
         queued: no worker has taken it, and it has not been dropped.
         released: set while it runs; settled when its worker may take other work.
     """
@@ -62,7 +65,9 @@ class Slice:
         "first",
         "job",
         "nbytes",
+        "priority",
         "queued",
+        "queued_at",
         "released",
         "siblings",
         "started",
@@ -86,6 +91,8 @@ class Slice:
         self.nbytes = nbytes
         self.task_bytes = -(-nbytes // len(tasks))
         self.due = 0.0
+        self.priority = Priority.DEMAND
+        self.queued_at = 0.0
         self.queued = False
         self.started = 0.0
         self.work: Work | None = None
@@ -98,6 +105,7 @@ class Slice:
         rest = Slice(self.job, self.siblings, self.first + length, self.tasks[length:], rest_bytes)
         self.tasks = self.tasks[:length]
         self.nbytes -= rest_bytes
+        rest.priority, rest.queued_at = self.priority, self.queued_at
         self.siblings.append(rest)
         return rest
 

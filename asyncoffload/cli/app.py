@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from asyncoffload.cli import operating
 from asyncoffload.cli.arguments import output as _output
 from asyncoffload.cli.arguments import size as _size
 from asyncoffload.cli.arguments import threads as _threads
@@ -161,6 +162,16 @@ def replay(
             help="Draw hits over time and load latency into this PNG file.",
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            rich_help_panel=_RUN,
+            help="Serve Prometheus metrics of the run at this port of 127.0.0.1; 0 is any that is free.",
+            show_default="not served",
+        ),
+    ] = None,
 ) -> None:
     """Play LLM traffic through the whole stack, with real bytes, and verify every byte that comes back.
 
@@ -173,6 +184,8 @@ def replay(
     - `asyncoffload replay trace.jsonl.gz --plot hits.png`: a trace of yours, and a picture of it
 
     - `asyncoffload replay --host-bytes 64MiB --policy arc`: a smaller primary, another policy
+
+    - `asyncoffload replay --speed 1 --metrics-port 9400`: for an hour, with Prometheus watching
 
     The exit status is 0 when every byte was right, 1 when one was wrong, 2 when the run could not start or broke off,
     130 when it was interrupted.
@@ -189,6 +202,7 @@ def replay(
         policy=policy,
         fs_dir=fs_dir,
         fs_threads=fs_threads,
+        metrics_port=metrics_port,
         direct_io=direct_io.value,
         concurrency=concurrency,
         settle=settle,
@@ -253,3 +267,6 @@ def bench_device(
         device=on.value, copy_threads=copy_threads, quick=quick, only=only or (), json=json, plot=plot
     )
     raise typer.Exit(command.run())
+
+
+operating.add_to(app, bench)

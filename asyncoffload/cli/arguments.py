@@ -28,6 +28,17 @@ def sizes(text: str) -> list[int]:
     return [size(part.strip()) for part in text.split(",")]
 
 
+def days(text: str | float) -> float:
+    """A span of time in days, 0 or more."""
+    try:
+        span = float(text)
+    except ValueError:
+        span = -1.0
+    if not 0.0 <= span < float("inf"):
+        raise typer.BadParameter(f"{text!r} is no number of days: write 14, or 0.5 for twelve hours")
+    return span
+
+
 def threads(text: str) -> int | Literal["auto"]:
     """A number of threads, or ``"auto"``."""
     if text == "auto":

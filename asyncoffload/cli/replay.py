@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TypeVar
@@ -92,14 +93,22 @@ class Replay:
         self._contents = BlockBytes(self._layers)
         self._model_threads = ThreadPoolExecutor(MODEL_THREADS, thread_name_prefix="replay-model")
 
-    async def run(self, progress: Callable[[], None] = lambda: None) -> None:
-        """Play all requests; ``progress`` is called after each of them.
+    async def run(
+        self,
+        progress: Callable[[], None] = lambda: None,
+        observing: Callable[[Offloader], AbstractAsyncContextManager[object]] = nullcontext,
+    ) -> None:
+        """Play all requests.
+
+        Args:
+            progress: called after each of them.
+            observing: what it makes of the offloader is entered for the length of the run.
 
         Cancellation: requests in flight are cancelled, nothing that is queued is waited for, and what was seen so far
         is kept.
         """
         self._started, cpu = time.perf_counter(), time.process_time()
-        async with Offloader(self.options.settings, kv_caches=self._layers) as offloader:
+        async with Offloader(self.options.settings, kv_caches=self._layers) as offloader, observing(offloader):
             try:
                 async with self.lag.sampling(), asyncio.TaskGroup() as group:
                     in_flight = asyncio.Semaphore(self.options.concurrency)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 
 import uvloop
@@ -19,10 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from asyncoffload.cli.generated import generated_traffic
 from asyncoffload.cli.replay import Replay, ReplayOptions
 from asyncoffload.cli.report import Report
+from asyncoffload.cli.still_heap import still_heap
 from asyncoffload.cli.table import table_of
 from asyncoffload.cli.traffic import TOKENS_PER_BLOCK, Request, read_trace
 from asyncoffload.config import OffloaderSettings
 from asyncoffload.errors import InternalError, InvalidArgument, OffloadError
+from asyncoffload.offloader import Offloader
 
 GENERATED_REQUESTS = 1200
 EVERY_BYTE_RIGHT, WRONG_BYTES, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
@@ -49,12 +51,15 @@ class ReplayCommand:
     loop: str
     json: Path | None
     plot: Path | None
+    metrics_port: int | None = None
 
     def run(self) -> int:
         """Play, print the table, write the files; the result is the exit status of the process."""
         complaints = Console(stderr=True)
         status = COULD_NOT_RUN
         try:
+            if self.metrics_port is not None:
+                import_module("asyncoffload.metrics")  # says what is missing, and reads its files, before a loop runs
             traffic = self._traffic()
             place = (
                 tempfile.TemporaryDirectory(prefix="asyncoffload-") if self.fs_dir is None else nullcontext(self.fs_dir)
@@ -108,12 +113,24 @@ class ReplayCommand:
     def _play(self, replay: Replay) -> bool:
         """Run the replay on its loop; whether it was interrupted."""
         factory = uvloop.new_event_loop if self.loop == "uvloop" else asyncio.SelectorEventLoop
-        with _still_heap(), _progress(len(replay.requests)) as bar, asyncio.Runner(loop_factory=factory) as runner:
+        with still_heap(), _progress(len(replay.requests)) as bar, asyncio.Runner(loop_factory=factory) as runner:
             try:
-                runner.run(replay.run(lambda: bar.advance(bar.task_ids[0])))
+                runner.run(replay.run(lambda: bar.advance(bar.task_ids[0]), self._observing))
             except KeyboardInterrupt:
                 return True
         return False
+
+    @asynccontextmanager
+    async def _observing(self, offloader: Offloader) -> AsyncIterator[None]:
+        """Serve the metrics of the run, if that was asked for, and say where."""
+        if self.metrics_port is None:
+            yield
+            return
+        from asyncoffload.metrics import serve_metrics
+
+        async with serve_metrics(offloader, self.metrics_port) as server:
+            Console(stderr=True).print(f"metrics at {server.url}", highlight=False, soft_wrap=True)
+            yield
 
     def _set_up(self) -> dict[str, str]:
         traffic = f"made up from seed {self.seed}" if self.trace is None else str(self.trace)
@@ -146,17 +163,6 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield from _leaves(error)
         else:
             yield error
-
-
-@contextmanager
-def _still_heap() -> Iterator[None]:
-    """Keep what was imported out of garbage collections, whose pauses would be measured as lag of the event loop."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

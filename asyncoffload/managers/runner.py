@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from asyncoffload.core.ops import Hurry, Op, OpKind
-from asyncoffload.keys import OffloadKey
+from asyncoffload.core.recompute import Route
+from asyncoffload.keys import OffloadKey, group_of
+from asyncoffload.managers.call_counts import CallCounts
+from asyncoffload.managers.pace import TierPace
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.tiers.complaints import Complaints
@@ -31,6 +34,10 @@ class OpRunner:
     Args:
         tiers: the secondary tiers, by the planner's indices.
         region: the primary's memory; an op's slots are held in it until the tier's coroutine has ended.
+        group_bytes: bytes of a block of each group, to count what is moved; by default those of a slot.
+
+    Attributes:
+        calls: for each tier what its calls have come to.
     """
 
     def __init__(
@@ -38,10 +45,15 @@ class OpRunner:
         tiers: Sequence[SecondaryTierManager],
         region: HostRegion,
         *,
+        group_bytes: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tiers = tuple(tiers)
         self._region = region
+        self._clock = clock
+        self._group_bytes = tuple(group_bytes) or (region.slot_bytes,)
+        self.calls = [{kind: CallCounts() for kind in OpKind} for _ in tiers]
+        self._paces = [TierPace() for _ in tiers]
         self._jobs: dict[int, TransferJob] = {}
         self._complaints = Complaints(logger, clock)
 
@@ -51,11 +63,40 @@ class OpRunner:
         Cancellation: raises when the tier's coroutine has ended, which by the law of tiers is when nothing touches
         the op's slots any more.
         """
+        calls = self.calls[op.tier][op.kind]
+        began_at = self._clock()
+        calls.began()
+        pace = self._paces[op.tier] if op.kind is OpKind.PROMOTE else None
+        nbytes = moved = 0
+        if pace is not None:
+            pace.began(nbytes := sum(map(self.bytes_of, op.keys)), began_at)
+        try:
+            statuses = await self._call(op, calls)
+            if pace is not None:
+                moved = self._bytes_moved(op.keys, statuses)
+            return statuses
+        finally:
+            now = self._clock()
+            calls.ended(now - began_at)
+            if pace is not None:
+                pace.ended(nbytes, moved, now)
+
+    def bytes_of(self, key: OffloadKey) -> int:
+        """Bytes of a block."""
+        return self._group_bytes[group_of(key) if len(self._group_bytes) > 1 else 0]
+
+    def routes(self) -> dict[int, Route]:
+        """How the tiers have delivered of late, by index; without those that have delivered nothing yet."""
+        routes = {tier: pace.route() for tier, pace in enumerate(self._paces)}
+        return {tier: route for tier, route in routes.items() if route is not None}
+
+    async def _call(self, op: Op, calls: CallCounts) -> list[Status]:
         tier = self._tiers[op.tier]
         trouble = Status.FAILED
         try:
             statuses = await self._probe(tier, op) if op.kind is OpKind.PROBE else await self._transfer(tier, op)
             if len(statuses) == len(op.keys):
+                calls.answered(statuses, 0 if op.kind is OpKind.PROBE else self._bytes_moved(op.keys, statuses))
                 return statuses
             self._complain(tier, op.kind.value, f"answered for {len(statuses)} of {len(op.keys)} keys")
         except TimeoutError as error:
@@ -68,7 +109,14 @@ class OpRunner:
             self._complain(tier, op.kind.value, f"cancelled itself: {error!r}")
         except Exception as error:  # whatever a tier raises is a failure of that tier, not of the stack above it
             self._complain(tier, op.kind.value, repr(error))
+        calls.failed(trouble, len(op.keys))
         return [trouble] * len(op.keys)
+
+    def _bytes_moved(self, keys: Sequence[OffloadKey], statuses: Sequence[Status]) -> int:
+        if len(self._group_bytes) == 1:
+            return self._group_bytes[0] * statuses.count(Status.DONE)
+        moved = (group_of(key) for key, status in zip(keys, statuses, strict=True) if status is Status.DONE)
+        return sum(self._group_bytes[group] for group in moved)
 
     def hurry(self, advice: Hurry) -> None:
         """Pass on that a more urgent caller waits for a running op."""

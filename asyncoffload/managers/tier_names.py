@@ -43,7 +43,7 @@ def counts_by_name(names: Sequence[str], planner: TieringPlanner) -> dict[str, d
         name: {
             "promoted": planner.promoted[tier],
             **planner.cascade_counts(tier),
-            **{f"refused_{status.value}": count for status, count in planner.refusals[tier].items()},
+            **{f"refused_{status.value}": count for status, count in planner.refusals[tier].copy().items()},
         }
         for tier, name in enumerate(names)
     }

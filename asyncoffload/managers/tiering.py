@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager, suppress
 from asyncoffload.aio.waiting import outlive
 from asyncoffload.core.ops import Hurry, Op
 from asyncoffload.core.policies import EvictionPolicy
-from asyncoffload.core.tickets import Mode, Ticket
+from asyncoffload.core.recompute import Estimate, weigh
+from asyncoffload.core.tickets import PRIMARY, Mode, Ticket
 from asyncoffload.core.tiering import MAX_OP_BLOCKS, TieringPlanner
 from asyncoffload.errors import InternalError, TierUnavailable
 from asyncoffload.keys import OffloadKey, checked_keys
+from asyncoffload.managers.call_counts import CallStats
 from asyncoffload.managers.cpu import CPUOffloadingManager
 from asyncoffload.managers.runner import OpRunner
 from asyncoffload.managers.tier_names import allowed_tiers, counts_by_name, names_of
@@ -53,6 +55,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
         promotion_bytes: bound on the bytes on their way into the primary.
         cascade_blocks: bound on the blocks on their way into each tier; what exceeds it is shed and offered again
             later. By default a quarter of the primary.
+        group_bytes: bytes of a block of each group, to count what is moved; by default those of a slot.
         clock: seconds; the clock of the deadlines.
 
     Raises:
@@ -69,6 +72,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
         block_size: int = 0,
         promotion_bytes: int = DEFAULT_PROMOTION_BYTES,
         cascade_blocks: int | None = None,
+        group_bytes: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(
@@ -82,7 +86,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
         )
         self._tiers = tuple(tiers)
         self._names = names_of(tiers)
-        self._runner = OpRunner(tiers, region, clock=clock)
+        self._runner = OpRunner(tiers, region, group_bytes=group_bytes, clock=clock)
         quarter = max(1, region.n_slots // 4)
         self._planner = TieringPlanner(
             self._primary,
@@ -112,6 +116,28 @@ class TieringOffloadingManager(CPUOffloadingManager):
         async with self._ticket(checked_keys(keys[ready:]), Mode.LOOK, ctx) as ticket:
             await self._until_done(ticket)
             return ready + ticket.pos
+
+    async def weigh(self, keys: Sequence[OffloadKey], ctx: RequestContext, seconds_per_block: float) -> Estimate:
+        """How long a prefix is worth loading by a request that could compute its blocks instead; moves nothing.
+
+        Cancellation: leaves at once.
+
+        Raises:
+            InvalidArgument: keys are malformed.
+            ClosedError: the manager was closed.
+        """
+        self._check_open()
+        keys = checked_keys(keys)
+        ready = self._primary.lookup(keys)
+        sources = [PRIMARY] * ready
+        if ready < len(keys) and allowed_tiers(self._names, ctx):
+            async with self._ticket(keys[ready:], Mode.LOOK, ctx) as ticket:
+                await self._until_done(ticket)
+                sources += [PRIMARY if fetch is None else fetch.tier for fetch in ticket.fetches[: ticket.pos]]
+        runner = self._runner
+        return weigh(
+            sources, [runner.bytes_of(key) for key in keys[: len(sources)]], runner.routes(), seconds_per_block
+        )
 
     async def prepare_load(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> CPULoadStoreSpec:
         self._check_open()
@@ -204,6 +230,19 @@ class TieringOffloadingManager(CPUOffloadingManager):
         ``refused_missing``, ``refused_corrupt`` and so on how often it could not give a block that was asked for.
         """
         return counts_by_name(self._names, self._planner)
+
+    def call_stats(self) -> dict[str, dict[str, CallStats]]:
+        """Per tier and method, ``lookup``, ``load`` and ``store``, what its calls have come to. Any thread."""
+        return {
+            name: {kind.value: counts.snapshot() for kind, counts in calls.items()}
+            for name, calls in zip(self._names, self._runner.calls, strict=True)
+        }
+
+    def shed_counts(self) -> dict[str, dict[str, int]]:
+        """Per tier, how many blocks of those that were offered to it were put off, by what they ran into:
+        the bound ``cascade_blocks``, the ``tier`` itself, or that offers were taken back (``dropped``). Any thread.
+        """
+        return {name: self._planner.shed_counts(tier) for tier, name in enumerate(self._names)}
 
     def __repr__(self) -> str:
         state = "broken" if self._failure is not None else "closed" if self._closed else "open"

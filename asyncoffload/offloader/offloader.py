@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -14,17 +15,19 @@ from asyncoffload.aio.io_threads import IOThreads
 from asyncoffload.aio.waiting import outlive
 from asyncoffload.config import OffloaderSettings
 from asyncoffload.core.policies import EvictionPolicy
-from asyncoffload.errors import CapacityError, ClosedError, TransferError
+from asyncoffload.errors import InvalidArgument
 from asyncoffload.keys import OffloadKey, checked_keys, scoped
 from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY
 from asyncoffload.managers.events import EventSubscription
 from asyncoffload.managers.tiering import TieringOffloadingManager
 from asyncoffload.memory.region import HostRegion
-from asyncoffload.offloader.addressing import DeviceBlocks, DeviceMap
+from asyncoffload.offloader.accounts import Accounts
+from asyncoffload.offloader.addressing import DeviceMap
 from asyncoffload.offloader.arrival import LayerArrival, under_way
-from asyncoffload.offloader.copies import Copies
-from asyncoffload.offloader.pipeline import Stretch, pipeline
-from asyncoffload.offloader.results import LoadResult, OffloaderStats, StoreResult
+from asyncoffload.offloader.gathering import StatsReader
+from asyncoffload.offloader.moving import Mover, closed_error
+from asyncoffload.offloader.results import LoadResult, StoreResult
+from asyncoffload.offloader.stats import OffloaderStats
 from asyncoffload.offloader.wiring import (
     KVCaches,
     grouped,
@@ -42,14 +45,11 @@ from asyncoffload.types import (
     Int32s,
     KVLayout,
     RequestContext,
-    Status,
 )
 from asyncoffload.workers.base import OffloadingHandler
 from asyncoffload.workers.caches import LayerCache, tensors_of
 from asyncoffload.workers.devices import pinner_for
 from asyncoffload.workers.worker import OffloadingWorker
-
-WINDOW_SLICES = 4
 
 TierFactory = Callable[[KVLayout, memoryview], SecondaryTierManager]
 HandlerFactory = Callable[[Sequence[Sequence[LayerCache]], HostRegion, KVLayout], OffloadingHandler]
@@ -76,6 +76,7 @@ class Offloader:
         tiers: tiers of one's own, behind those of the settings: called with the layout and the primary's slots.
         handler: makes what copies between device blocks and slots, from the tensors by group, the region of slots and
             the layout; by default what suits the device that the tensors lie on.
+        clock: seconds; the clock of the deadlines.
 
     Raises:
         ConfigError: settings are wrong, or do not fit the tensors.
@@ -91,6 +92,7 @@ class Offloader:
         policy: EvictionPolicy | None = None,
         tiers: Sequence[TierFactory] = (),
         handler: HandlerFactory | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not isinstance(settings, OffloaderSettings):
             settings = OffloaderSettings.parse(settings)
@@ -110,6 +112,8 @@ class Offloader:
                 block_size=self._layout.tokens_per_block,
                 promotion_bytes=settings.promotion_bytes,
                 cascade_blocks=settings.cascade_blocks,
+                group_bytes=[self._layout.group_bytes(group) for group in range(len(self._layout.groups))],
+                clock=clock,
             )
             copier = (handler or partial(handler_for, settings))(groups, self._region, self._layout)
             self._worker = OffloadingWorker()
@@ -118,10 +122,15 @@ class Offloader:
             undo.pop_all()
         n_blocks = [len(tensors[0]) for tensors in tensors_of(groups)]
         self._device = DeviceMap(n_blocks, self._layout.block_size_factor)
-        self._slice = min(settings.slice_blocks, self._region.n_slots)
-        self._window = max(1, min(WINDOW_SLICES * self._slice, self._region.n_slots // 2))
-        self._writing = 0
-        self._written = asyncio.Event()
+        self._accounts = Accounts([CPULoadStoreSpec.medium(), *(tier.tier_type for tier in self._tiers)])
+        self._mover = Mover(
+            self._manager,
+            self._worker,
+            self._accounts.copies,
+            n_slots=self._region.n_slots,
+            slice_blocks=settings.slice_blocks,
+        )
+        self._stats = StatsReader(self._region, self._manager, self._tiers, self._worker, self._accounts)
         self._closed = False
 
     @property
@@ -163,7 +172,10 @@ class Offloader:
         self._check_open()
         keys = keys_within(keys, ctx)
         self._device.groups_of(keys)
-        return await self._manager.lookup(keys, ctx)
+        with self._accounts.verbs["lookup"].call():
+            found = await self._manager.lookup(keys, ctx)
+        self._accounts.blocks.looked_up(len(keys), found)
+        return found
 
     async def load(
         self,
@@ -172,6 +184,7 @@ class Offloader:
         ctx: RequestContext = ANONYMOUS,
         *,
         arrival: LayerArrival | None = None,
+        prefill_rate: float | None = None,
     ) -> LoadResult:
         """Bring the longest prefix that can be had into the device blocks.
 
@@ -180,9 +193,13 @@ class Offloader:
         Args:
             arrival: a new one makes the copies layer by layer, and tells of each layer. A request of more blocks than
                 half of host memory comes in stretches, and its layers with the last of them.
+            prefill_rate: tokens per second that the request computes. Then no more is loaded than is quicker to load,
+                judging by how the tiers have delivered of late and by what they have to deliver before; a tier that
+                has delivered nothing yet is taken to be quick.
 
         Raises:
-            InvalidArgument: keys or device blocks are malformed, or the arrival is not new; nothing was moved.
+            InvalidArgument: keys or device blocks are malformed, the arrival is not new, or the rate is not above 0;
+                nothing was moved.
             TransferError: a copy to the device failed; the device blocks are undefined.
             ClosedError: the offloader was closed; the device blocks are undefined.
 
@@ -192,9 +209,39 @@ class Offloader:
         self._check_open()
         keys = keys_within(keys, ctx)
         blocks = self._device.blocks_of(keys, device_blocks, distinct=True)
-        with under_way(arrival):
+        if prefill_rate is not None and not prefill_rate > 0:
+            raise InvalidArgument(f"prefill_rate is {prefill_rate}: pass tokens per second above 0, or leave it out")
+        estimate = None
+        with under_way(arrival), self._accounts.verbs["load"].call():
             await self._manager.touch(keys, ctx)
-            return await self._load_in_stretches(keys, blocks, ctx, arrival)
+            if prefill_rate is not None:
+                estimate = await self._manager.weigh(keys, ctx, self._layout.tokens_per_block / prefill_rate)
+                if estimate.blocks < estimate.found:
+                    keys = keys[: estimate.blocks]
+            result = replace(await self._mover.load(keys, blocks, ctx, arrival), estimate=estimate)
+        self._accounts.blocks.loaded(len(keys), result)
+        return result
+
+    async def prefetch(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> LoadResult:
+        """Bring the longest prefix that can be had from the slower tiers into host memory, for a load that will come.
+
+        It is patient: loads that somebody waits for overtake it, and one that wants the same block makes it hurry. It
+        brings no more than fills half of host memory, and holds none of it when it returns.
+
+        Returns:
+            The prefix that was in host memory at some moment of the call; ``"CPU"`` counts what was there before.
+
+        Raises:
+            InvalidArgument: keys are malformed.
+            ClosedError: the offloader was closed.
+
+        Cancellation: leaves at once. What nobody else waits for is brought no further.
+        """
+        self._check_open()
+        keys = keys_within(keys, ctx)
+        self._device.groups_of(keys)
+        with self._accounts.verbs["prefetch"].call():
+            return await self._mover.prefetch(keys, ctx)
 
     async def store(
         self, keys: Sequence[OffloadKey], device_blocks: Sequence[int] | Int32s, ctx: RequestContext = ANONYMOUS
@@ -215,18 +262,10 @@ class Offloader:
         self._check_open()
         keys = keys_within(keys, ctx)
         blocks = self._device.blocks_of(keys, device_blocks, distinct=False)
-        absent = self._manager.absent(keys)
-        positions = {key: position for position, key in enumerate(keys)}
-        stored = seen = 0
-        async with pipeline(partial(self._store_stretch, blocks, positions, ctx)) as stretches:
-            while seen < len(absent):
-                part = await stretches.advance(Stretch(absent[seen : seen + self._slice], seen))
-                if part.stopped_by is not None:
-                    break
-                seen += len(part.keys)
-                stored += part.blocks
-        await self._manager.touch(keys, ctx)
-        return StoreResult(stored, len(keys) - len(absent) + seen - stored, len(absent) - seen)
+        with self._accounts.verbs["store"].call():
+            result = await self._mover.store(keys, blocks, ctx)
+        self._accounts.blocks.stored(result)
+        return result
 
     # ---- the whole
 
@@ -242,13 +281,8 @@ class Offloader:
         return self._manager.events(capacity)
 
     def stats(self) -> OffloaderStats:
-        """Where the stack stands."""
-        counts = self._manager.tier_counts()
-        return OffloaderStats(
-            primary=self._manager.stats(),
-            tiers={tier.tier_type: {**counts[tier.tier_type], **tier.stats()} for tier in self._tiers},
-            slot_bytes=self._region.slot_bytes,
-        )
+        """Where the stack stands, in numbers. Any thread."""
+        return self._stats.read()
 
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:
         """Take no new work, let cascades finish for up to ``drain_timeout`` seconds, give everything back. Idempotent.
@@ -260,7 +294,7 @@ class Offloader:
         """
         self._closed = True
         failure: BaseException | None = None
-        closings: list[Callable[..., Awaitable[None]]] = [self._close_copies, self._manager.aclose]
+        closings: list[Callable[..., Awaitable[None]]] = [self._mover.aclose, self._manager.aclose]
         for close in [*closings, *(tier.aclose for tier in self._tiers)]:
             try:
                 await close(drain=drain and failure is None, drain_timeout=drain_timeout, timeout=timeout)
@@ -291,83 +325,6 @@ class Offloader:
 
     # ---- inside
 
-    async def _load_in_stretches(
-        self, keys: Sequence[OffloadKey], blocks: DeviceBlocks, ctx: RequestContext, arrival: LayerArrival | None
-    ) -> LoadResult:
-        window = self._window if arrival is None else max(1, self._region.n_slots // 2)
-        by_tier: Counter[str] = Counter()
-        start, stopped_by = 0, None
-        async with pipeline(partial(self._load_stretch, blocks, ctx, arrival)) as stretches:
-            while start < len(keys) and stopped_by is None:
-                got = await stretches.advance(Stretch(keys[start : start + window], start))
-                start += got.blocks
-                by_tier.update(got.by_tier)
-                stopped_by = got.stopped_by
-                if stopped_by is Status.SHED and got.blocks:
-                    # Out of slots, not out of blocks: go on with those that this stretch gives back.
-                    stopped_by = None
-                    await stretches.drain()
-            result = LoadResult(start, dict(by_tier), stopped_by)
-            if arrival is not None:
-                arrival.complete(result)
-        return result
-
-    async def _load_stretch(
-        self, blocks: DeviceBlocks, ctx: RequestContext, arrival: LayerArrival | None, stretch: Stretch
-    ) -> None:
-        """Promote the keys of a stretch, and copy each part to the device as it arrives."""
-        end = stretch.start
-        async with self._manager.loading(stretch.keys, ctx, streaming=True) as lease, self._copies() as copies:
-            async for part in lease.parts():
-                start, end = end, end + len(part.keys)
-                device, host = blocks.specs(slice(start, end), part.spec)
-                transfer = copies.submit(host, device, by_layer=arrival is not None)
-                if arrival is not None:
-                    arrival.launched(transfer)
-            stretch.secure(len(lease.keys), by_tier=lease.by_tier, stopped_by=lease.stopped_by)
-
-    async def _store_stretch(
-        self, blocks: DeviceBlocks, positions: Mapping[OffloadKey, int], ctx: RequestContext, stretch: Stretch
-    ) -> None:
-        """Copy those of the keys of a stretch that are absent into the primary."""
-        try:
-            async with self._manager.storing(stretch.keys, ctx, wait=True) as lease:
-                stretch.secure(len(lease.keys))
-                if lease.keys:
-                    device, host = blocks.specs([positions[key] for key in lease.keys], lease.spec)
-                    with self._counted_as_writing():
-                        async with self._copies() as copies:
-                            copies.submit(device, host)
-        except CapacityError:
-            stretch.secure(0, stopped_by=Status.SHED)
-
-    @contextmanager
-    def _counted_as_writing(self) -> Iterator[None]:
-        self._writing += 1
-        try:
-            yield
-        finally:
-            self._writing -= 1
-            self._written.set()
-
-    @asynccontextmanager
-    async def _copies(self) -> AsyncIterator[Copies]:
-        """Copies under a lease; those that end because the offloader is closed say so."""
-        try:
-            async with Copies(self._worker) as copies:
-                yield copies
-        except TransferError as error:
-            if self._closed:
-                raise self._closed_error() from error
-            raise
-
-    async def _close_copies(self, *, drain: bool, drain_timeout: float, timeout: float | None) -> None:
-        """End the copies, and wait until what they stored counts: the manager may still have to cascade it."""
-        await self._worker.aclose(drain=drain, drain_timeout=drain_timeout, timeout=timeout)
-        while self._writing:
-            self._written.clear()
-            await self._written.wait()
-
     async def _close_region(self) -> None:
         if not self._region.pinned:
             self._region.close()
@@ -379,10 +336,7 @@ class Offloader:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise self._closed_error()
-
-    def _closed_error(self) -> ClosedError:
-        return ClosedError("the offloader was closed and takes no new work: open another one")
+            raise closed_error()
 
 
 def keys_within(keys: Sequence[OffloadKey], ctx: RequestContext) -> Sequence[OffloadKey]:

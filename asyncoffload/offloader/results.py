@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from asyncoffload.core.primary import PrimaryStats
+from asyncoffload.core.recompute import Estimate
 from asyncoffload.types import Status
 
 
@@ -16,12 +16,15 @@ class LoadResult:
     Attributes:
         blocks: length of the loaded prefix, in offloaded blocks.
         by_tier: how many of them came from where; ``"CPU"`` is the primary.
-        stopped_by: why the prefix ends before the last key; None when it does not.
+        stopped_by: why the prefix ends before the last key; None when it does not, or when the rest that was found is
+            quicker to compute, as ``estimate`` says.
+        estimate: how long a prefix was worth loading; None where that was not asked for.
     """
 
     blocks: int
     by_tier: Mapping[str, int]
     stopped_by: Status | None = None
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +40,3 @@ class StoreResult:
     stored: int
     present: int
     shed: int
-
-
-@dataclass(frozen=True, slots=True)
-class OffloaderStats:
-    """The stack in numbers.
-
-    Attributes:
-        primary: the slots of host memory, in blocks.
-        tiers: per secondary tier its blocks by what became of them, and the tier's own counters.
-        slot_bytes: bytes of one slot.
-    """
-
-    primary: PrimaryStats
-    tiers: Mapping[str, Mapping[str, float]]
-    slot_bytes: int

@@ -154,6 +154,8 @@ def tiers_for(settings: OffloaderSettings, layout: KVLayout, view: memoryview) -
                         threads,
                         max_queued_bytes=tier.max_queued_bytes,
                         direct_io=tier.direct_io,
+                        quota=tier.quota,
+                        min_free=tier.min_free,
                     )
                 )
             case MemoryTierSettings():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from asyncoffload.aio.pool_stats import PoolStats
 from asyncoffload.errors import InvalidArgument
 from asyncoffload.keys import OffloadKey, group_of
 from asyncoffload.types import (
@@ -110,8 +111,17 @@ class SecondaryTierManager(ABC):
         return ()
 
     def stats(self) -> Mapping[str, float]:
-        """Counters and gauges by name."""
+        """Counters and gauges by name. Any thread, no I/O.
+
+        Names that metrics understand: ``blocks`` that it knows to have and the ``bytes`` of these; ``used_bytes``
+        and ``quota_bytes``, with whatever others keep in the same place, less than 0 for no bound; and since the start
+        blocks ``evicted``, and for each bound of the tier's own, blocks that it shed: ``shed_by_<bound>``.
+        """
         return {}
+
+    def pool_stats(self) -> PoolStats | None:
+        """What the pool of the tier's threads says of itself; None where there is none. Any thread."""
+        return None
 
     async def drain(self) -> None:
         """Return when no job that was submitted before the call is under way."""

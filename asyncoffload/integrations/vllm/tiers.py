@@ -212,6 +212,8 @@ class FileSystemTier(OffloadingTier):
             max_queued_bytes=options.max_queued_bytes or view.nbytes // QUEUED_SHARE,
             bound_loads=False,  # vLLM's host memory bounds them: a request that is refused computes its whole prompt
             direct_io=options.direct_io,
+            quota=options.quota,
+            min_free=options.min_free,
             make_files=self.make_files,
         )
 

@@ -16,8 +16,10 @@ from contextlib import suppress
 from asyncoffload.errors import CorruptBlockError
 from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.fs.format import CHECKSUM_AT, PAGE, BlockFormat, checksum, file_bytes, padding
+from asyncoffload.tiers.fs.renaming import put_in_place
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # the last one: opening a pipe must not hang
+_OVERWRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 TEMPORARY = ".tmp"
@@ -65,10 +67,26 @@ class BlockFiles:
         self._preadv = preadv
         self._pages = Pages()
 
-    def write(self, path: str, key: OffloadKey, payload: memoryview) -> None:
+    def temporary(self, path: str) -> str:
+        """Where the file is made that is to appear at ``path``."""
+        return path + self._suffix
+
+    def write(
+        self, path: str, key: OffloadKey, payload: memoryview, used: int | None = None, recycle: bool = False
+    ) -> int:
         """Make the block appear at ``path``, whole or not at all; one that stands there already is replaced.
 
         The bytes are not synced to the device. After a loss of power a file may be torn, which its checksum shows.
+
+        Args:
+            path: where.
+            key: the block.
+            payload: its bytes.
+            used: the time that the file gets, nanoseconds since the epoch; by default the current one.
+            recycle: write into the file of the same length that lies at :meth:`temporary`, instead of a new one.
+
+        Returns:
+            The length in bytes of the file that was replaced, or 0.
 
         Raises:
             OSError: the operating system refused. Nothing is left behind, unless it refuses to clean up as well.
@@ -82,26 +100,34 @@ class BlockFiles:
             pages.tail[tail_bytes:] = bytes(PAGE - tail_bytes)
         pages.header[:CHECKSUM_AT] = header
         pages.header[CHECKSUM_AT:] = checksum(header, parts)
-        temporary = path + self._suffix
-        fd = self._create(temporary)
+        temporary = self.temporary(path)
+        fd = self._open(temporary, _OVERWRITE) if recycle else self._create(temporary)
         try:
             try:
                 self._write_all(fd, [pages.header, *parts])
+                if used is not None:
+                    os.utime(fd, ns=(used, used))
             finally:
                 os.close(fd)
-            os.replace(temporary, path)
+            return put_in_place(temporary, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
 
-    def read(self, path: str, key: OffloadKey, into: memoryview) -> None:
+    def read(self, path: str, key: OffloadKey, into: memoryview, used: int | None = None) -> None:
         """Fill ``into`` with the payload of the block at ``path``. After an error its bytes are undefined.
 
         A file that is not the whole, unchanged block of this key is set aside under another name.
 
+        Args:
+            path: where.
+            key: the block.
+            into: as many bytes as the payload has.
+            used: the time that the file gets, nanoseconds since the epoch; by default it keeps its own.
+
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: there is no such file, or it was evicted, and perhaps recycled, during the read.
             CorruptBlockError: the file is not what was stored under this key.
             OSError: the operating system refused.
         """
@@ -111,6 +137,22 @@ class BlockFiles:
             if trouble:
                 _set_aside(path, fd)
                 raise CorruptBlockError(f"{path}: {trouble}", failed_keys=(key,))
+            if used is not None:
+                with suppress(OSError):  # the disk may be read-only, or the file somebody else's
+                    os.utime(fd, ns=(used, used))
+        finally:
+            os.close(fd)
+
+    def check(self, path: str, key: OffloadKey, into: memoryview) -> str:
+        """What is wrong with the block at ``path``, in words, or ``""``. Changes nothing on disk; fills ``into``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            OSError: the operating system refused.
+        """
+        fd = self._open(path, _READ)
+        try:
+            return self._read_verified(fd, key, into)
         finally:
             os.close(fd)
 
@@ -184,7 +226,15 @@ def _without_first(buffers: Sequence[memoryview], count: int) -> list[memoryview
 
 
 def _set_aside(path: str, fd: int) -> None:
-    """Rename a bad file out of the way, unless a good one has taken its place since it was opened."""
-    with suppress(OSError):  # whatever happens here, the block stays a miss
+    """Rename a bad file out of the way, unless a good one has taken its place since it was opened.
+
+    Raises:
+        FileNotFoundError: nothing is there any more.
+    """
+    try:
         if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd)):
             os.replace(path, path + SET_ASIDE)
+    except FileNotFoundError:
+        raise
+    except OSError:  # whatever else happens here, the block stays a miss
+        return

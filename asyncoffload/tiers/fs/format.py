@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import xxhash
 
@@ -38,6 +39,23 @@ CHECKSUM_AT = PAGE - 8
 _FIELDS = struct.Struct(f"<8sHHI16sQ{MAX_HASH_BYTES + 4}s")
 _CHECKSUM = struct.Struct("<Q")
 _REST = bytes(CHECKSUM_AT - _FIELDS.size)
+
+
+class Header(NamedTuple):
+    """What the beginning of a file says, whether it is true or not."""
+
+    magic: bytes
+    version: int
+    key: bytes
+    rank: int
+    fingerprint: bytes
+    payload_bytes: int
+
+
+def read_header(page: bytes) -> Header:
+    """The fields at the beginning of a header page; ``page`` has at least ``CHECKSUM_AT`` bytes."""
+    magic, version, key_bytes, rank, fingerprint, payload_bytes, padded_key = _FIELDS.unpack_from(page)
+    return Header(magic, version, padded_key[:key_bytes], rank, fingerprint, payload_bytes)
 
 
 def padding(payload_bytes: int) -> int:
@@ -69,16 +87,16 @@ class BlockFormat:
 
     def difference(self, found: bytes, key: OffloadKey, payload_bytes: int) -> str:
         """In words, how the beginning of a header page differs from :meth:`header`."""
-        magic, version, key_bytes, rank, fingerprint, nbytes, padded_key = _FIELDS.unpack_from(found)
+        says = read_header(found)
         facts = (
-            ("the magic number", magic.hex(), MAGIC.hex()),
-            ("the format version", version, FORMAT_VERSION),
-            ("the layout's fingerprint", fingerprint.hex(), self._fingerprint.hex()),
-            ("the rank", rank, self._rank),
-            ("the key", padded_key[:key_bytes].hex(), key.hex()),
-            ("the payload's length", nbytes, payload_bytes),
+            ("the magic number", says.magic.hex(), MAGIC.hex()),
+            ("the format version", says.version, FORMAT_VERSION),
+            ("the layout's fingerprint", says.fingerprint.hex(), self._fingerprint.hex()),
+            ("the rank", says.rank, self._rank),
+            ("the key", says.key.hex(), key.hex()),
+            ("the payload's length", says.payload_bytes, payload_bytes),
         )
-        return next((f"{what} is {is_}, not {should}" for what, is_, should in facts if is_ != should), "stray bytes")
+        return next((f"{what} is {one}, not {other}" for what, one, other in facts if one != other), "stray bytes")
 
 
 def checksum(header: bytes, payload: Iterable[memoryview]) -> bytes:

@@ -27,19 +27,26 @@ class BlockIndex:
         self.nbytes = 0
         self._file_bytes = file_bytes
         self._miss_seconds = miss_seconds
-        self._present: set[OffloadKey] = set()
+        # Many small sets: a large one stands still for tens of milliseconds whenever it has to grow.
+        self._present: list[set[OffloadKey]] = [set() for _ in range(256)]
+        self._count = 0
         self._missed: dict[OffloadKey, float] = {}
 
     def __len__(self) -> int:
-        return len(self._present)
+        return self._count
 
     def __contains__(self, key: OffloadKey) -> bool:
-        return key in self._present
+        return key in self._present[key[0]]
 
     def add(self, keys: Iterable[OffloadKey]) -> list[OffloadKey]:
         """The blocks are there; returns those that were not known to be."""
-        new = [key for key in keys if key not in self._present]
-        self._present.update(new)
+        new = []
+        for key in keys:
+            present = self._present[key[0]]
+            if key not in present:
+                present.add(key)
+                new.append(key)
+        self._count += len(new)
         self.nbytes += sum(map(self._file_bytes, new))
         for key in new:
             self._missed.pop(key, None)
@@ -47,15 +54,20 @@ class BlockIndex:
 
     def remove(self, keys: Iterable[OffloadKey]) -> list[OffloadKey]:
         """The blocks are not there; returns those that were thought to be."""
-        gone = [key for key in keys if key in self._present]
-        self._present.difference_update(gone)
+        gone = []
+        for key in keys:
+            present = self._present[key[0]]
+            if key in present:
+                present.remove(key)
+                gone.append(key)
+        self._count -= len(gone)
         self.nbytes -= sum(map(self._file_bytes, gone))
         return gone
 
     def clear(self) -> list[OffloadKey]:
         """Nothing is known; returns what was."""
         self._missed.clear()
-        return self.remove(list(self._present))
+        return self.remove([key for present in self._present for key in present])
 
     def missed(self, keys: Iterable[OffloadKey], now: float) -> None:
         """The blocks were looked for and are not there."""
@@ -66,4 +78,4 @@ class BlockIndex:
     def unknown(self, keys: Sequence[OffloadKey], now: float) -> list[OffloadKey]:
         """Those of the keys that only a look at the disk can tell about."""
         present, missed = self._present, self._missed
-        return [key for key in keys if key not in present and missed.get(key, now) <= now]
+        return [key for key in keys if key not in present[key[0]] and missed.get(key, now) <= now]

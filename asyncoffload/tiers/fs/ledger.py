@@ -49,6 +49,11 @@ class Ledger:
         self.index.remove(bad)
         self.events.removed([*bad, *self.index.remove(by_status[Status.MISSING])])
 
+    def evicted(self, keys: Sequence[OffloadKey]) -> None:
+        """Enter blocks that were removed to make room; the index need not have known them."""
+        self.index.remove(keys)
+        self.events.removed(keys)
+
     def _count(
         self, direction: str, keys: Sequence[OffloadKey], outcomes: Sequence[KeyOutcome]
     ) -> dict[Status, list[OffloadKey]]:

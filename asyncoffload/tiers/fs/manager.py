@@ -5,31 +5,32 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from asyncoffload.aio.dual_queue import DualQueueThreadPool
 from asyncoffload.aio.io_threads import IOThreads
-from asyncoffload.aio.job_state import JobState
+from asyncoffload.aio.pool_stats import PoolStats
 from asyncoffload.aio.waiting import outlive
-from asyncoffload.errors import ClosedError, CorruptBlockError, InvalidArgument, TierUnavailable
-from asyncoffload.keys import OffloadKey, group_of
+from asyncoffload.errors import ClosedError, InvalidArgument, TierUnavailable
+from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.base import SecondaryTierManager, check_job
 from asyncoffload.tiers.event_log import EventLog
 from asyncoffload.tiers.fs.blockfile import BlockFiles
 from asyncoffload.tiers.fs.directio import slots_are_aligned
 from asyncoffload.tiers.fs.format import BlockFormat, file_bytes
+from asyncoffload.tiers.fs.housekeeping import EVICTING_THREADS, Housekeeping
 from asyncoffload.tiers.fs.index import BlockIndex
+from asyncoffload.tiers.fs.jobs import RunningJobs
 from asyncoffload.tiers.fs.ledger import Ledger
+from asyncoffload.tiers.fs.moving import BlockMover
 from asyncoffload.tiers.fs.opening import open_space
-from asyncoffload.tiers.fs.outcomes import corrupt, outcome_of, refused
+from asyncoffload.tiers.fs.quota import Bounds, free_bytes
+from asyncoffload.tiers.fs.recency import Renewals, used_at
 from asyncoffload.tiers.fs.space import BlockSpace, DirectIO, MakeFiles
 from asyncoffload.types import (
     ANONYMOUS,
-    CANCELLED,
-    DONE,
-    MISSING,
     JobResult,
     KeyOutcome,
     KVLayout,
@@ -41,23 +42,6 @@ from asyncoffload.types import (
 )
 
 T = TypeVar("T")
-MoveBlock = Callable[[TransferJob, OffloadKey, int], KeyOutcome]
-Settle = Callable[[Sequence[OffloadKey], Sequence[KeyOutcome]], None]
-
-
-class Enqueue(Protocol):
-    """``enqueue_load`` or ``enqueue_store`` of a pool."""
-
-    def __call__(
-        self,
-        job_id: int,
-        n_tasks: int,
-        tasks: Iterable[Callable[[], KeyOutcome]],
-        *,
-        nbytes: int,
-        priority: Priority,
-        deadline: float | None,
-    ) -> JobState[KeyOutcome]: ...
 
 
 def make_block_files(block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
@@ -85,8 +69,18 @@ class FileSystemTierManager(SecondaryTierManager):
         bound_loads: whether the bound holds for loads as well as for stores; without ``pool``.
         direct_io: bypass the page cache: ``"auto"`` where file system and slots allow it, ``"on"`` or not at all,
             ``"off"``.
+        quota: bytes that the files below the root may take, those of all processes, layouts and ranks together; None
+            for no bound. Of several processes on one root the smallest quota holds.
+        min_free: bytes to leave free on the file system; None: write until it is full. With a quota or this, the files
+            that were used longest ago are removed to make room; without both, nothing is ever removed.
         clock: seconds, monotonic.
+        now: nanoseconds since the epoch; the times of files.
+        free: bytes free on the file system of a directory.
         make_files: what writes and reads the files.
+
+    Raises:
+        ConfigError: the quota does not hold a single block, or ``min_free`` is negative.
+        InvalidArgument: the view is none of slots, or they are too small.
     """
 
     def __init__(
@@ -102,7 +96,11 @@ class FileSystemTierManager(SecondaryTierManager):
         max_queued_bytes: int | None = 1 << 30,
         bound_loads: bool = True,
         direct_io: DirectIO = "auto",
+        quota: int | None = None,
+        min_free: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], int] = time.time_ns,
+        free: Callable[[str], int] = free_bytes,
         make_files: MakeFiles = make_block_files,
     ) -> None:
         if primary_kv_view.ndim != 2 or primary_kv_view.format != "B" or primary_kv_view.readonly:
@@ -119,29 +117,36 @@ class FileSystemTierManager(SecondaryTierManager):
         self.tier_type = tier_type
         self._layout = layout
         self._view = primary_kv_view.cast("B")
-        self._payload_bytes = [layout.group_bytes(group) for group in range(len(layout.groups))]
+        payload_bytes = [layout.group_bytes(group) for group in range(len(layout.groups))]
         self._space = BlockSpace(
             os.fspath(root_dir),
             layout,
             direct_io=direct_io,
             aligned=slots_are_aligned(primary_kv_view),
             make_files=make_files,
+            bounds=Bounds(quota, min_free, file_bytes(max(payload_bytes))),
+            free=free,
         )
         self._owns_pool = pool is None
         self._pool = pool or DualQueueThreadPool(
             n_read_threads, n_write_threads, max_queued_bytes=max_queued_bytes, bound_loads=bound_loads
         )
         self._clerk = IOThreads(2, name=f"asyncoffload-{tier_type}-metadata")
-        self._clock = clock
-        self._index = BlockIndex(lambda key: file_bytes(self._payload_bytes[group_of(key)]))
+        self._keeper = IOThreads(EVICTING_THREADS, name=f"asyncoffload-{tier_type}-housekeeping")
+        self._clock, self._now = clock, now
+        self._renewals = Renewals(clock)
+        self._mover = BlockMover(self._space, self._view, self._slot_bytes, payload_bytes, tier_type, self._renewals)
+        self._jobs = RunningJobs(self._pool, self._mover.payload_bytes, now)
+        self._index = BlockIndex(lambda key: file_bytes(self._mover.payload_bytes(key)))
         self._ledger = Ledger(self._index, EventLog(tier_type, layout.tokens_per_block), clock)
         self._starting = asyncio.Lock()
         self._started = False
         self._closed = False
         self._left = False
         self._scan: asyncio.Task[None] | None = None
+        self._housekeeping: Housekeeping | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._storing: dict[OffloadKey, asyncio.Future[None]] = {}
-        self._jobs: dict[asyncio.Future[None], tuple[JobState[KeyOutcome], bool]] = {}  # and whether it is a store
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "serving" if self._started else "not started"
@@ -165,8 +170,9 @@ class FileSystemTierManager(SecondaryTierManager):
         async with self._starting:
             self._check_open()
             if not self._started:
-                await self._stop_scan()
+                await self._stop_background()
                 await open_space(self._space, self._clerk)
+                self._keep_house()
                 self._started = True
                 self._scan = asyncio.create_task(self._look_through(), name=f"{self.tier_type}: scan")
 
@@ -206,7 +212,7 @@ class FileSystemTierManager(SecondaryTierManager):
         stored = asyncio.get_running_loop().create_future()
         self._storing.update((job.keys[index], stored) for index in todo)
         try:
-            outcomes = await self._run(self._pool.enqueue_store, job, todo, self._store_block, self._settle_store)
+            outcomes = await self._jobs.store(job, todo, self._mover.store, self._settle_store)
         finally:
             for index in todo:
                 del self._storing[job.keys[index]]
@@ -217,11 +223,20 @@ class FileSystemTierManager(SecondaryTierManager):
         """As the base class. A file that is not what was stored is set aside, and its key CORRUPT."""
         await self._ready_for(job)
         everything = range(len(job.keys))
-        outcomes = await self._run(self._pool.enqueue_load, job, everything, self._load_block, self._ledger.loaded)
+        outcomes = await self._jobs.load(job, everything, self._mover.load, self._ledger.loaded)
         return JobResult(job.job_id, job.keys, outcomes, self.tier_type)
 
     def hurry(self, job_id: int, priority: Priority) -> None:
         self._pool.hurry(job_id, priority)
+
+    async def touch(self, keys: Sequence[OffloadKey]) -> None:
+        """As the base class; blocks that were touched within the last minute cost nothing. If cancelled: raises at
+        once."""
+        await self.start()
+        batch = self._now()
+        due = [(key, used_at(batch, place)) for place, key in enumerate(keys) if self._renewals.is_due(key)]
+        if due:
+            await self._in_clerk(partial(self._space.touch, [key for key, _ in due], [used for _, used in due]))
 
     def take_events(self) -> Sequence[OffloadingEvent]:
         return self._ledger.events.take()
@@ -229,40 +244,44 @@ class FileSystemTierManager(SecondaryTierManager):
     def stats(self) -> Mapping[str, float]:
         """``blocks`` and ``bytes`` on disk, whether ``direct_io`` is used, whether the old blocks were all
         ``scanned``, ``leftovers_removed``, and since the start: keys ``probed``, and for each direction and status
-        the number of keys, such as ``load_corrupt``."""
+        the number of keys, such as ``load_corrupt``. With bounds also those of :meth:`BlockSpace.bound_stats`."""
         return {
             "blocks": len(self._index),
             "bytes": self._index.nbytes,
             "direct_io": float(self._started and self._space.files.direct),
             "scanned": float(self._scan is not None and self._scan.done()),
-            "leftovers_removed": self._space.leftovers_removed,
             **self._ledger.counts,
+            **self._space.bound_stats(),
+            "leftovers_removed": self._space.leftovers_removed
+            + (self._housekeeping.leftovers_removed if self._housekeeping else 0),
         }
+
+    def pool_stats(self) -> PoolStats:
+        return self._pool.stats()
 
     async def drain(self) -> None:
         """As the base class. If cancelled: leaves at once; the jobs go on."""
-        await self._jobs_ended(None)
+        await self._jobs.ended()
 
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:
         self._closed = True
         if not self._left:
             closing = asyncio.create_task(self._close(drain, drain_timeout, timeout), name=f"{self.tier_type}: close")
-            await outlive(closing, self._stop_jobs)
+            await outlive(closing, self._jobs.stop)
 
     async def _close(self, drain: bool, drain_timeout: float, timeout: float | None) -> None:
         async with self._starting:
             if self._left:
                 return
-            await self._stop_scan()
-            self._stop_jobs(keep_stores=drain)
+            self._jobs.stop(keep_stores=drain)
             if drain:
-                await self._jobs_ended(drain_timeout)
-                self._stop_jobs()
-            await self._jobs_ended(timeout)
+                await self._jobs.ended(drain_timeout)
+                self._jobs.stop()
+            await self._stop_background()
+            await self._jobs.ended(timeout)
             if self._jobs:
-                jobs = ", ".join(str(state.job_id) for state, _ in self._jobs.values())
                 raise TierUnavailable(
-                    f"tier {self.tier_type!r} still moves blocks of jobs {jobs} after {timeout} seconds: "
+                    f"tier {self.tier_type!r} still moves blocks of jobs {self._jobs.names} after {timeout} seconds: "
                     "their slots must not be used; close again to go on waiting"
                 )
             if self._owns_pool:
@@ -270,97 +289,66 @@ class FileSystemTierManager(SecondaryTierManager):
             if self._space.is_open:
                 await outlive(asyncio.get_running_loop().run_in_executor(self._clerk, self._space.leave))
             self._clerk.shutdown(wait=False)
+            self._keeper.shutdown(wait=False)
             self._view.release()
             self._left = True
-
-    async def _jobs_ended(self, timeout: float | None) -> None:
-        if self._jobs:
-            await asyncio.wait(set(self._jobs), timeout=timeout)
-
-    def _stop_jobs(self, *, keep_stores: bool = False) -> None:
-        for state, is_store in list(self._jobs.values()):
-            if not (keep_stores and is_store):
-                state.cancel()
 
     async def _ready_for(self, job: TransferJob) -> None:
         await self.start()
         check_job(job, self._layout, self._n_slots)
 
-    async def _run(
-        self, enqueue: Enqueue, job: TransferJob, todo: Sequence[int], move: MoveBlock, settle: Settle
-    ) -> list[KeyOutcome]:
-        """Move the blocks ``todo`` of a job, enter what became of them, and answer for all of its keys.
-
-        What is not to do counts as DONE. If cancelled, what was moved until then is entered all the same.
-        """
-        keys = [job.keys[index] for index in todo]
-        state = enqueue(
-            job.job_id,
-            len(keys),
-            [partial(move, job, job.keys[index], job.slots[index]) for index in todo],
-            nbytes=sum(self._payload_bytes[group_of(key)] for key in keys),
-            priority=job.priority,
-            deadline=job.deadline,
-        )
-        ended = asyncio.get_running_loop().create_future()
-        self._jobs[ended] = state, move == self._store_block
-        try:
-            await state
-        finally:
-            moved = [outcome_of(result) for result in state.results]
-            settle(keys, moved)
-            del self._jobs[ended]
-            ended.set_result(None)
-        outcomes = [DONE] * len(job.keys)
-        for index, outcome in zip(todo, moved, strict=True):
-            outcomes[index] = outcome
-        return outcomes
-
-    def _store_block(self, job: TransferJob, key: OffloadKey, slot: int) -> KeyOutcome:
-        """Write one block; in an I/O thread."""
-        if key in job.unwanted:
-            return CANCELLED
-        try:
-            self._space.files.write(self._space.path(key), key, self._payload(key, slot))
-        except OSError as error:
-            return refused(error, key, self.tier_type, "cannot store")
-        return DONE
-
-    def _load_block(self, job: TransferJob, key: OffloadKey, slot: int) -> KeyOutcome:
-        """Read and verify one block; in an I/O thread."""
-        if key in job.unwanted:
-            return CANCELLED
-        try:
-            self._space.files.read(self._space.path(key), key, self._payload(key, slot))
-        except FileNotFoundError:
-            return MISSING
-        except CorruptBlockError as error:
-            return corrupt(error)
-        except OSError as error:
-            return refused(error, key, self.tier_type, "cannot load")
-        return DONE
-
-    def _payload(self, key: OffloadKey, slot: int) -> memoryview:
-        begin = slot * self._slot_bytes
-        return self._view[begin : begin + self._payload_bytes[group_of(key)]]
-
     def _settle_store(self, keys: Sequence[OffloadKey], outcomes: Sequence[KeyOutcome]) -> None:
         if not self._ledger.stored(keys, outcomes):
             self._started = False  # the next call makes the directory anew
+        if self._housekeeping is not None and self._space.allowance.waits:
+            self._housekeeping.wake()
+
+    def _keep_house(self) -> None:
+        """With bounds, begin to keep them; without, nothing is ever removed."""
+        if not self._space.bounds or self._space.evictor is None:
+            return
+        self._housekeeping = Housekeeping(
+            self._space.root,
+            self._space.allowance,
+            self._space.evictor,
+            self._keeper,
+            self._report_evicted,
+            self._ledger.complaints,
+        )
+        self._keeping = asyncio.create_task(self._housekeeping.run(), name=f"{self.tier_type}: housekeeping")
+
+    def _report_evicted(self) -> None:
+        """Enter what the housekeeping removed; it may have been anybody's."""
+        assert self._space.evictor is not None
+        assert self._housekeeping is not None
+        if self._housekeeping.account_is_lost:
+            self._started = False  # the next call opens it anew
+        removed = self._space.evictor.take_removed()
+        self._ledger.evicted([key for path in removed if (key := self._space.key_at(path)) is not None])
 
     async def _look_through(self) -> None:
         """Enter the blocks of earlier processes into the index; the tier serves meanwhile."""
         try:
             for parent in await self._in_clerk(self._space.fan_out):
-                self._index.add(await self._in_clerk(partial(self._space.look_through, parent)))
+                began = time.monotonic()
+                found = await self._in_clerk(partial(self._space.look_through, parent))
+                pause = time.monotonic() - began
+                for first in range(0, len(found), 256):
+                    self._index.add(found[first : first + 256])
+                    await asyncio.sleep(0)
+                await asyncio.sleep(pause)  # half of the time belongs to others
             await self._in_clerk(self._space.finish_looking)
         except OSError as error:
             self._ledger.complaints.add("scan", f"looking through {self._space.directory} ended early: {error}")
 
-    async def _stop_scan(self) -> None:
+    async def _stop_background(self) -> None:
         if self._scan is not None:
             self._scan.cancel()
             await asyncio.wait([self._scan])
+        if self._housekeeping is not None and self._keeping is not None:
+            self._housekeeping.stop()
+            await asyncio.wait([self._keeping])
+            self._housekeeping = self._keeping = None
 
     async def _in_clerk(self, call: Callable[[], T]) -> T:
         """Run a short call about names in a thread; when cancelled, leave it to itself."""

@@ -6,6 +6,7 @@ All methods but the constructor block, unless they say otherwise, and run in an 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Literal
@@ -14,10 +15,17 @@ from asyncoffload.core.layout import block_path, describe, directory_name, finge
 from asyncoffload.errors import ConfigError
 from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.fs.blockfile import BlockFiles
+from asyncoffload.tiers.fs.counting import has_files
 from asyncoffload.tiers.fs.directio import file_system_takes_direct_io
+from asyncoffload.tiers.fs.eviction import Evictor, Place
 from asyncoffload.tiers.fs.format import BlockFormat
 from asyncoffload.tiers.fs.owner import Leftovers, Owner, owner_of
+from asyncoffload.tiers.fs.quota import Allowance, Bounds, Unaccounted, free_bytes
+from asyncoffload.tiers.fs.usage import Usage
 from asyncoffload.types import KVLayout
+
+NAMES_AT_A_TIME = 64
+"""Names that are looked at in one go, some 200 us."""
 
 DirectIO = Literal["auto", "on", "off"]
 MakeFiles = Callable[[BlockFormat, str, bool], BlockFiles]
@@ -32,10 +40,24 @@ class BlockSpace:
         direct_io: bypass the page cache: where it works, always, or never.
         aligned: whether the slots begin at page boundaries, as direct I/O needs.
         make_files: what writes and reads the files, from a format, an owner's name and whether to use direct I/O.
+        bounds: of the root.
+        free: bytes free on the file system of a directory.
+
+    Attributes:
+        allowance: what may be stored; there is always one.
+        evictor: removes files; None where the root has no account.
     """
 
     def __init__(
-        self, root_dir: str, layout: KVLayout, *, direct_io: DirectIO, aligned: bool, make_files: MakeFiles
+        self,
+        root_dir: str,
+        layout: KVLayout,
+        *,
+        direct_io: DirectIO,
+        aligned: bool,
+        make_files: MakeFiles,
+        bounds: Bounds,
+        free: Callable[[str], int] = free_bytes,
     ) -> None:
         self.root_dir = root_dir
         self.directory = os.path.join(root_dir, directory_name(layout))
@@ -44,9 +66,19 @@ class BlockSpace:
         self._direct_io = direct_io
         self._aligned = aligned
         self._make_files = make_files
+        self.bounds = bounds
+        self._free = free
+        self.allowance: Allowance = Unaccounted()
+        self.evictor: Evictor | None = None
+        self._usage: Usage | None = None
         self._owner: Owner | None = None
         self._leftovers: Leftovers | None = None
         self._files: BlockFiles | None = None
+
+    @property
+    def root(self) -> str:
+        """Where the directories of all layouts lie. Does not block."""
+        return os.path.dirname(self.directory)
 
     @property
     def config_path(self) -> str:
@@ -56,7 +88,7 @@ class BlockSpace:
     @property
     def is_open(self) -> bool:
         """Whether this process is an owner here. Does not block."""
-        return self._owner is not None
+        return self._owner is not None or self._usage is not None
 
     @property
     def files(self) -> BlockFiles:
@@ -90,6 +122,7 @@ class BlockSpace:
         self.leave()
         self.directory = os.path.abspath(self.directory)
         os.makedirs(self.directory, 0o700, exist_ok=True)
+        self._open_account()
         self._owner = Owner(self.directory)
         self._leftovers = Leftovers(self.directory, keep=self._owner.name)
         self._files = self._make_files(self.format, self._owner.name, self._decide_direct_io())
@@ -99,6 +132,82 @@ class BlockSpace:
         if self._owner is not None:
             self._owner.leave()
             self._owner = None
+        if self._usage is not None:
+            self._usage.leave()
+            self._usage = None
+
+    @property
+    def is_pressed(self) -> bool:
+        """Whether stores should rather take the place of other blocks than the room that is left. Does not block."""
+        return self.evictor is not None and self.evictor.is_pressed
+
+    def reclaim(self, path: str, nbytes: int) -> Place | None:
+        """Have the block that goes next make way for a file of this length at ``path``, if it is known which."""
+        if self.evictor is None or not len(self.evictor) or not self.allowance.usage.take_housekeeping():
+            return None
+        return self.evictor.reclaim(nbytes, self.files.temporary(path))
+
+    def settle(self, place: Place) -> None:
+        """The store that took a place has ended."""
+        assert self.evictor is not None
+        self.evictor.settle(place)
+
+    def make_room(self, nbytes: int) -> bool:
+        """Evict so many bytes at once, if it is known what to evict."""
+        if self.evictor is None or not self.allowance.usage.take_housekeeping():
+            return False
+        return self.evictor.evict(nbytes) >= nbytes
+
+    def bound_stats(self) -> dict[str, float]:
+        """``used_bytes`` of the whole root, and with bounds: ``quota_bytes`` (-1: none), ``min_free_bytes`` (-1),
+        ``reserved_bytes``, whether the root is ``counted``; blocks ``shed_by_quota`` and ``shed_by_space``; and what
+        this process removed: ``evicted_files``, ``evicted_bytes``, and among the files ``recycled_files`` and
+        ``quarantined_removed``. Does not block."""
+        usage, evictor = self._usage, self.evictor
+        if not self.bounds or usage is None or evictor is None:
+            return {}
+        return {
+            "used_bytes": usage.used,
+            "reserved_bytes": usage.reserved,
+            "quota_bytes": -1 if usage.quota is None else usage.quota,
+            "min_free_bytes": -1 if usage.min_free is None else usage.min_free,
+            "counted": float(not usage.in_doubt),
+            "shed_by_quota": self.allowance.shed_by_quota,
+            "shed_by_space": self.allowance.shed_by_space,
+            "evicted_files": evictor.files,
+            "evicted_bytes": evictor.nbytes,
+            "recycled_files": evictor.recycled,
+            "quarantined_removed": evictor.quarantined,
+        }
+
+    def touch(self, keys: Sequence[OffloadKey], used: Sequence[int]) -> None:
+        """Renew the times of some blocks, nanoseconds since the epoch."""
+        for key, when in zip(keys, used, strict=True):
+            with suppress(OSError):
+                os.utime(self.path(key), ns=(when, when), follow_symlinks=False)
+
+    def key_at(self, path: str) -> OffloadKey | None:
+        """The block of this space that lies at a path; None when it is none of ours."""
+        place, name = os.path.split(path)
+        directory, parent = os.path.split(place)
+        return key_of(parent, name) if directory == self.directory else None
+
+    def _open_account(self) -> None:
+        root = self.root
+        try:
+            self._usage = Usage(
+                root,
+                is_empty=lambda: not has_files(root),
+                quota=self.bounds.quota,
+                min_free=self.bounds.min_free,
+            )
+        except OSError:
+            if self.bounds:
+                raise
+            self.allowance, self.evictor = Unaccounted(), None
+            return
+        self.allowance = Allowance(self._usage, self.bounds, lambda: self._free(root))
+        self.evictor = Evictor(self._usage)
 
     def which_exist(self, keys: Sequence[OffloadKey]) -> list[OffloadKey]:
         """Those of the keys that have a file."""
@@ -116,7 +225,9 @@ class BlockSpace:
         found: list[OffloadKey] = []
         directory = os.path.join(self.directory, parent)
         with suppress(FileNotFoundError, NotADirectoryError):  # removed meanwhile, or never ours
-            for name in os.listdir(directory):
+            for place, name in enumerate(os.listdir(directory)):
+                if not place % NAMES_AT_A_TIME:
+                    time.sleep(0)  # lets go of the interpreter, which loads want as well
                 key = key_of(parent, name)
                 if key is not None:
                     found.append(key)

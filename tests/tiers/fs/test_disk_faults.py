@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from asyncoffload.core.layout import block_path, directory_name, fingerprint
 from asyncoffload.errors import TierIOError, TransferTimeout
 from asyncoffload.keys import OffloadKey
-from asyncoffload.testing.slots import Slots, small_layout, some_keys
+from asyncoffload.testing import FaultyDisk, Refused, Slots, small_layout, some_keys
 from asyncoffload.tiers.fs.blockfile import BlockFiles
 from asyncoffload.tiers.fs.format import BlockFormat, checksum
 from asyncoffload.tiers.fs.manager import FileSystemTierManager, make_block_files
@@ -130,14 +130,6 @@ async def test_a_file_that_is_truncated_during_the_read(tmp_path: Path) -> None:
     await _bad_read(tmp_path, truncate_first, {Status.CORRUPT})
 
 
-async def test_a_read_that_times_out_is_told_apart(tmp_path: Path) -> None:
-    def too_late(fd: int, buffers: Sequence[memoryview], offset: int) -> int:  # noqa: ARG001
-        raise TimeoutError(errno.ETIMEDOUT, "file server not responding")
-
-    result = await _bad_read(tmp_path, too_late, {Status.TIMED_OUT})
-    assert isinstance(result.outcomes[0].error, TransferTimeout)
-
-
 async def _bad_read(
     root: Path, preadv: Callable[[int, Sequence[memoryview], int], int], allowed: set[Status]
 ) -> JobResult:
@@ -158,30 +150,10 @@ async def _bad_read(
 
 @pytest.mark.parametrize("nth", range(1, 7))
 async def test_an_error_on_the_nth_call_hits_one_key_only(tmp_path: Path, nth: int) -> None:
-    lock, calls = threading.Lock(), {"read": 0, "write": 0}
-
-    def fails_once(kind: str, call: Callable[[int, Sequence[memoryview], int], int]) -> Callable[..., int]:
-        def counted(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-            with lock:
-                calls[kind] += 1
-                mine = calls[kind]
-            if mine == nth:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return call(fd, buffers, offset)
-
-        return counted
-
-    def make_files(block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
-        return BlockFiles(
-            block_format,
-            owner,
-            direct=direct,
-            pwritev=fails_once("write", os.pwritev),
-            preadv=fails_once("read", os.preadv),
-        )
-
-    slots = Slots(LAYOUT, 8)
-    async with make_tier(tmp_path, slots, make_files) as tier:
+    slots, disk = Slots(LAYOUT, 8), FaultyDisk()
+    disk.add("write", Refused(errno.EIO), calls=[nth])
+    disk.add("read", Refused(errno.EIO), calls=[nth])
+    async with make_tier(tmp_path, slots, disk.make_files) as tier:
         for verb, job in ((tier.store, slots.store_job), (tier.load, slots.load_job)):
             result = await verb(job(KEYS))
             failed = [outcome for outcome in result.outcomes if not outcome.ok]
@@ -192,6 +164,16 @@ async def test_an_error_on_the_nth_call_hits_one_key_only(tmp_path: Path, nth: i
         assert not temporary_files(tmp_path)
         assert statuses(await tier.load(slots.load_job(KEYS))) == [Status.DONE] * 6
         assert slots.have(KEYS)
+
+
+async def test_a_read_that_times_out_is_told_apart(tmp_path: Path) -> None:
+    slots, disk = Slots(LAYOUT, 8), FaultyDisk()
+    disk.add("read", Refused(errno.ETIMEDOUT), keys=[BAD])
+    async with make_tier(tmp_path, slots, disk.make_files) as tier:
+        await tier.store(slots.store_job([BAD, GOOD]))
+        result = await tier.load(slots.load_job([BAD, GOOD]))
+        assert statuses(result) == [Status.TIMED_OUT, Status.DONE]
+        assert isinstance(result.outcomes[0].error, TransferTimeout)
 
 
 async def test_outcomes_do_not_keep_the_slots_alive(tmp_path: Path) -> None:
@@ -273,3 +255,44 @@ async def test_a_disk_that_became_read_only_serves_loads(tmp_path: Path) -> None
             assert result.outcomes[3].error.errno == errno.EROFS
             assert statuses(await tier.load(slots.load_job(KEYS[:3]))) == [Status.DONE] * 3
         assert statuses(await tier.store(slots.store_job(KEYS))) == [Status.DONE] * 6
+
+
+@pytest.mark.parametrize("bounds", [{"quota": 1 << 30}, {"min_free": 0}, {"min_free": 40_000}], ids=str)
+async def test_a_bounded_tier_goes_on_on_a_full_disk(tmp_path: Path, bounds: dict[str, int]) -> None:
+    slots = Slots(LAYOUT, 16)
+    keys = some_keys(LAYOUT, 128)
+    with mounted(tmp_path, "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
+        tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, **bounds)  # type: ignore[arg-type]
+        async with tier:
+            for begin in range(0, len(keys), 16):
+                left = keys[begin : begin + 16]
+                while left:
+                    result = await tier.store(slots.store_job(left))
+                    assert set(statuses(result)) <= {Status.DONE, Status.SHED}
+                    left = result.failed_keys
+                    await asyncio.sleep(0.001)
+            assert tier.stats()["evicted_files"] > 0
+            assert not temporary_files(tmp_path)
+            assert statuses(await tier.load(slots.load_job(keys[-16:]))) == [Status.DONE] * 16
+            assert slots.have(keys[-16:])
+            with suppress(OSError):  # it takes all that is left, and does not get enough
+                (tmp_path / "somebody else's").write_bytes(bytes(1 << 20))
+            result = await tier.store(slots.store_job(keys[:4]))
+            assert set(statuses(result)) <= {Status.DONE, Status.SHED}
+
+
+async def test_a_disk_that_others_have_filled_is_said_to_be_full(tmp_path: Path) -> None:
+    def full(fd: int, buffers: Sequence[memoryview], offset: int) -> int:  # noqa: ARG001
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def make_files(block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
+        return BlockFiles(block_format, owner, direct=direct, pwritev=full)
+
+    slots = Slots(LAYOUT, 8)
+    async with FileSystemTierManager(
+        LAYOUT, slots.view, "fs", tmp_path, 2, 2, quota=1 << 30, make_files=make_files
+    ) as tier:
+        result = await tier.store(slots.store_job(KEYS[:2]))
+        assert statuses(result) == [Status.FAILED] * 2, "there is nothing to evict: offering it again is of no use"
+        assert tier.stats()["reserved_bytes"] >= 0
+        assert tier.stats()["used_bytes"] == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,7 @@ from asyncoffload.aio.dual_queue import DualQueueThreadPool
 from asyncoffload.core.layout import directory_name
 from asyncoffload.errors import ClosedError, InvalidArgument, TierUnavailable
 from asyncoffload.keys import OffloadKey
-from asyncoffload.testing.slots import Slots, small_layout, some_keys
-from asyncoffload.tiers.fs.blockfile import BlockFiles
-from asyncoffload.tiers.fs.format import BlockFormat
+from asyncoffload.testing import FaultyDisk, Slots, small_layout, some_keys
 from asyncoffload.tiers.fs.manager import FileSystemTierManager
 from asyncoffload.types import JobResult, KVLayout, LookupResult, Priority, Status
 
@@ -30,34 +27,6 @@ def make_tier(root: Path, slots: Slots, pool: DualQueueThreadPool | None = None)
 
 def statuses(result: JobResult) -> list[Status]:
     return [outcome.status for outcome in result.outcomes]
-
-
-class Gate:
-    """Block files whose transfers wait until they are let through."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Event()
-        self.opened = threading.Event()
-        self.writes = 0
-
-    def make_files(self, block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
-        return BlockFiles(block_format, owner, direct=direct, pwritev=self._pwritev, preadv=self._preadv)
-
-    async def until_entered(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self.entered.wait)
-
-    def _pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        self.writes += 1
-        self._pass()
-        return os.pwritev(fd, buffers, offset)
-
-    def _preadv(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        self._pass()
-        return os.preadv(fd, buffers, offset)
-
-    def _pass(self) -> None:
-        self.entered.set()
-        self.opened.wait()
 
 
 async def test_serves_before_it_has_looked_through_an_old_directory(tmp_path: Path) -> None:
@@ -117,45 +86,48 @@ async def test_misses_are_believed_briefly(tmp_path: Path) -> None:
 
 
 async def test_a_block_that_is_being_stored_is_not_written_twice(tmp_path: Path) -> None:
-    slots, keys, gate = Slots(LAYOUT, 16), some_keys(LAYOUT, 4), Gate()
-    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, make_files=gate.make_files)
+    slots, keys, disk = Slots(LAYOUT, 16), some_keys(LAYOUT, 4), FaultyDisk()
+    writes = disk.gates["write"].shut()
+    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, make_files=disk.make_files)
     async with tier:
         first = asyncio.create_task(tier.store(slots.store_job(keys)))
-        await gate.until_entered()
+        await writes.reached()
         second = asyncio.create_task(tier.store(slots.store_job(keys, first_slot=4)))
         third = asyncio.create_task(tier.store(slots.store_job(keys, first_slot=8)))
         await asyncio.sleep(0)
         third.cancel()
         await asyncio.wait([third])
         assert third.cancelled()
-        gate.opened.set()
+        writes.open()
         assert statuses(await first) == statuses(await second) == [Status.DONE] * 4
-        assert gate.writes == 4
+        assert writes.unseen == 4
 
 
 async def test_nothing_is_visible_while_it_is_written(tmp_path: Path) -> None:
-    slots, keys, gate = Slots(LAYOUT, 16), some_keys(LAYOUT, 4), Gate()
-    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, make_files=gate.make_files)
+    slots, keys, disk = Slots(LAYOUT, 16), some_keys(LAYOUT, 4), FaultyDisk()
+    writes = disk.gates["write"].shut()
+    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, make_files=disk.make_files)
     async with tier, make_tier(tmp_path, slots) as neighbour:
         storing = asyncio.create_task(tier.store(slots.store_job(keys)))
-        await gate.until_entered()
+        await writes.reached()
         for each in (tier, neighbour):
             assert list(await each.lookup(keys)) == [MISS] * 4
         await neighbour.scanned()
-        gate.opened.set()
+        writes.open()
         assert (await storing).success
 
 
 async def test_a_key_dropped_while_its_job_runs_is_skipped(tmp_path: Path) -> None:
-    slots, keys, gate = Slots(LAYOUT, 16), some_keys(LAYOUT, 12), Gate()
+    slots, keys, disk = Slots(LAYOUT, 16), some_keys(LAYOUT, 12), FaultyDisk()
+    writes = disk.gates["write"].shut()
     pool = DualQueueThreadPool(1, 1)
-    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, pool=pool, make_files=gate.make_files)
+    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, pool=pool, make_files=disk.make_files)
     async with tier:
         job = slots.store_job(keys)
         storing = asyncio.create_task(tier.store(job))
-        await gate.until_entered()
+        await writes.reached()
         job.unwanted.update(keys[3:])
-        gate.opened.set()
+        writes.open()
         result = statuses(await storing)
         assert result[0] is Status.DONE
         assert result[-1] is Status.CANCELLED
@@ -164,21 +136,18 @@ async def test_a_key_dropped_while_its_job_runs_is_skipped(tmp_path: Path) -> No
 
 
 async def test_a_cancelled_job_ends_when_its_thread_has_let_go(tmp_path: Path) -> None:
-    slots, keys, gate = Slots(LAYOUT, 16), some_keys(LAYOUT, 8), Gate()
-    gate.opened.set()
-    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, make_files=gate.make_files)
+    slots, keys, disk = Slots(LAYOUT, 16), some_keys(LAYOUT, 8), FaultyDisk()
+    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, make_files=disk.make_files)
     async with tier:
         await tier.store(slots.store_job(keys))
-        gate.opened.clear()
-        gate.entered.clear()
-        job = slots.load_job(keys)
-        loading = asyncio.create_task(tier.load(job))
-        await gate.until_entered()
-        loading.cancel()
-        for _ in range(100):
-            await asyncio.sleep(0)
-        assert not loading.done()
-        gate.opened.set()
+        with disk.gates["read"].shut() as reads:
+            job = slots.load_job(keys)
+            loading = asyncio.create_task(tier.load(job))
+            await reads.reached()
+            loading.cancel()
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert not loading.done()
         await asyncio.wait([loading])
         assert loading.cancelled()
         slots.guard(job.slots)
@@ -187,18 +156,19 @@ async def test_a_cancelled_job_ends_when_its_thread_has_let_go(tmp_path: Path) -
 
 
 async def test_more_than_the_queue_holds_is_shed(tmp_path: Path) -> None:
-    slots, gate = Slots(LAYOUT, 64), Gate()
+    slots, disk = Slots(LAYOUT, 64), FaultyDisk()
+    writes = disk.gates["write"].shut()
     tier = FileSystemTierManager(
-        LAYOUT, slots.view, "fs", tmp_path, 1, 1, max_queued_bytes=100_000, make_files=gate.make_files
+        LAYOUT, slots.view, "fs", tmp_path, 1, 1, max_queued_bytes=100_000, make_files=disk.make_files
     )
     async with tier:
         stores = [
             asyncio.create_task(tier.store(slots.store_job(some_keys(LAYOUT, 16, n), 16 * n)), name=str(n))
             for n in range(4)
         ]
-        await gate.until_entered()
+        await writes.reached()
         tier.hurry(1, Priority.DEMAND)
-        gate.opened.set()
+        writes.open()
         results = await asyncio.gather(*stores)
         seen = {status for result in results for status in statuses(result)}
         assert seen == {Status.DONE, Status.SHED}
@@ -206,32 +176,34 @@ async def test_more_than_the_queue_holds_is_shed(tmp_path: Path) -> None:
 
 
 async def test_closing_says_what_still_runs(tmp_path: Path) -> None:
-    slots, keys, gate = Slots(LAYOUT, 16), some_keys(LAYOUT, 4), Gate()
-    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, make_files=gate.make_files)
+    slots, keys, disk = Slots(LAYOUT, 16), some_keys(LAYOUT, 4), FaultyDisk()
+    writes = disk.gates["write"].shut()
+    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, make_files=disk.make_files)
     job = slots.store_job(keys)
     storing = asyncio.create_task(tier.store(job))
-    await gate.until_entered()
+    await writes.reached()
     try:
         with pytest.raises(TierUnavailable, match=f"jobs {job.job_id} "):
             await tier.aclose(drain=False, timeout=0)
     finally:
-        gate.opened.set()
+        writes.open()
     await tier.aclose()
     assert set(statuses(await storing)) <= {Status.DONE, Status.CANCELLED}
     assert "closed" in repr(tier)
 
 
 async def test_a_cancelled_close_still_waits(tmp_path: Path) -> None:
-    slots, keys, gate = Slots(LAYOUT, 16), some_keys(LAYOUT, 4), Gate()
-    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, make_files=gate.make_files)
+    slots, keys, disk = Slots(LAYOUT, 16), some_keys(LAYOUT, 4), FaultyDisk()
+    writes = disk.gates["write"].shut()
+    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, make_files=disk.make_files)
     storing = asyncio.create_task(tier.store(slots.store_job(keys)))
-    await gate.until_entered()
+    await writes.reached()
     closing = asyncio.create_task(tier.aclose())
     await asyncio.sleep(0)
     closing.cancel()
     await asyncio.sleep(0)
     assert not closing.done()
-    gate.opened.set()
+    writes.open()
     await asyncio.wait([closing])
     assert closing.cancelled()
     assert storing.done()

@@ -1,0 +1,148 @@
+"""The ``gc`` command: from its options to its exit status."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.markup import escape
+
+from asyncoffload.cli.results import ALL_WELL, SOMETHING_WRONG, ended, facts, progress, show, size_text
+from asyncoffload.errors import TierUnavailable
+from asyncoffload.tiers.fs.collecting import Collection, LayoutPlan, Removal
+from asyncoffload.tiers.fs.counting import has_files
+from asyncoffload.tiers.fs.summary import Sum
+from asyncoffload.tiers.fs.survey import strange_entries
+from asyncoffload.tiers.fs.usage import Usage, UsageBusyError
+
+_DAY = 86400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GCCommand:
+    """The options of one invocation; ``asyncoffload gc --help`` explains each."""
+
+    root: Path
+    quota: int | None
+    older_than: float | None
+    dry_run: bool
+    json: Path | None
+
+    def run(self) -> int:
+        """Collect, print the table, write the file; the result is the exit status of the process."""
+        return ended(self._run)
+
+    def _run(self) -> int:
+        root = str(self.root)
+        older_than = None if self.older_than is None else self.older_than * _DAY
+        collection = Collection(root, now=time.time(), quota=self.quota, older_than=older_than)
+        steps = collection.steps
+        with progress(steps if self.dry_run else 2 * steps, "collecting") as advance:
+            collection.plan(lambda: advance("looking"))
+            planned = _planned(collection.layouts)
+            removed = planned if self.dry_run else self._carry_out(collection, lambda: advance("removing"))
+        after = collection.nbytes - removed.counted_bytes
+        within = self.quota is None or after <= self.quota
+        gone = [layout.directory.name for layout in collection.layouts if layout.goes]
+        figures = {
+            "root": root,
+            "dry_run": self.dry_run,
+            "bytes_before": collection.nbytes,
+            "bytes_after": after,
+            "quota": self.quota,
+            "within_quota": within,
+            "removed": _removal_figures(removed),
+            "removed_layouts": gone,
+            "layouts": [
+                {
+                    "directory": layout.directory.name,
+                    "in_use": layout.in_use,
+                    "bytes": layout.nbytes,
+                    "planned": _removal_figures(layout.removal),
+                }
+                for layout in collection.layouts
+            ],
+            "strange": strange_entries(root),
+        }
+        show(figures, lambda: self._table(collection, removed, after, gone), self.json)
+        return ALL_WELL if within else SOMETHING_WRONG
+
+    def _carry_out(self, collection: Collection, advance: Callable[[], None]) -> Removal:
+        root = str(self.root)
+        if not collection.layouts:
+            return Removal()
+        try:
+            usage = Usage(root, is_empty=lambda: not has_files(root))
+            try:
+                _give_to_owner_of(collection.layouts[0].directory.path, usage.path)
+                # If it is free; if not, the process that has it counts again whatever both remove at the same moment.
+                usage.take_housekeeping()
+                return collection.carry_out(usage, advance)
+            finally:
+                usage.leave()
+        except UsageBusyError:
+            raise TierUnavailable(
+                f"{root}: another process has held the account of the root for long: see whether a process that uses "
+                "it was stopped (asyncoffload inspect names them), and try again"
+            ) from None
+
+    def _table(self, collection: Collection, removed: Removal, after: int, gone: Sequence[str]) -> RenderableType:
+        table = facts()
+        would = "would be removed" if self.dry_run else "removed"
+        table.add_row("root", escape(str(self.root)))
+        table.add_row("before", f"{size_text(collection.nbytes)} in {len(collection.layouts)} layouts")
+        for name, files in _reasons(removed):
+            table.add_row(name, f"{_sum_text(files)} {would}" if files.files else "none")
+        for name in gone:
+            table.add_row("layout", f"{name} {would}: nothing is left in it, and nobody uses it")
+        table.add_row("after", size_text(after))
+        if self.quota is not None and after > self.quota:
+            text = f"[red]more than {size_text(self.quota)}[/red]: what is left was used or written meanwhile, or is "
+            table.add_row("quota", text + "not the tiers' own; see asyncoffload inspect")
+        if self.dry_run:
+            table.add_row("", "nothing was changed: leave --dry-run out to do it")
+        return table
+
+
+def _give_to_owner_of(directory: str, path: str) -> None:
+    """Where an administrator makes the account of a root, tiers under another user must be able to open it."""
+    owner, made = os.stat(directory), os.stat(path)
+    if os.geteuid() == 0 and made.st_uid != owner.st_uid:
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def _planned(layouts: Sequence[LayoutPlan]) -> Removal:
+    total = Removal()
+    for layout in layouts:
+        for (_, to), (_, files) in zip(_reasons(total), _reasons(layout.removal), strict=True):
+            to.files += files.files
+            to.nbytes += files.nbytes
+            to.disk_bytes += files.disk_bytes
+    return total
+
+
+def _reasons(removal: Removal) -> list[tuple[str, Sum]]:
+    return [
+        ("leftovers", removal.leftovers),
+        ("quarantined", removal.quarantined),
+        ("too old", removal.old),
+        ("over quota", removal.over_quota),
+    ]
+
+
+def _sum_text(files: Sum) -> str:
+    return f"{files.files:,} files, {size_text(files.nbytes)},"
+
+
+def _removal_figures(removal: Removal) -> dict[str, dict[str, int]]:
+    named = {
+        "leftovers": removal.leftovers,
+        "quarantined": removal.quarantined,
+        "older": removal.old,
+        "over_quota": removal.over_quota,
+    }
+    return {name: {"files": files.files, "bytes": files.nbytes} for name, files in named.items()}

@@ -1,0 +1,13 @@
+"""Prometheus metrics of a stack. Needs the extra ``metrics``; nothing below knows of it."""
+
+from importlib.util import find_spec
+
+from asyncoffload.errors import ConfigError
+
+if find_spec("prometheus_client") is None:
+    raise ConfigError("metrics need prometheus-client: pip install 'asyncoffload[metrics]'")
+
+from asyncoffload.metrics.collector import StackCollector
+from asyncoffload.metrics.serving import MetricsServer, collecting, serve_metrics
+
+__all__ = ["MetricsServer", "StackCollector", "collecting", "serve_metrics"]

@@ -1,0 +1,165 @@
+"""The file that all processes map which share a root: its words, and the lock on it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from asyncoffload.errors import ConfigError
+from asyncoffload.tiers.fs.locks import ByteLocks
+
+BUCKETS = 256
+MAX_PROCESSES = 128
+
+LOCK_SECONDS = 0.2
+"""How long the lock is tried for. It is held for some 50 us, unless its holder was stopped in that moment."""
+
+MAGIC = 0x31_45_47_41_53_55_4F_41  # "AOUSAGE1"
+MUTEX, HOUSEKEEPING, FIRST_RECORD = 1 << 40, (1 << 40) + 1, (1 << 40) + 16
+HEAD = 1024  # words before the records: fields, then what was counted, then what it is worth
+RECORD = 1024
+COUNTED, WORTH = 256, 512
+BEGUN, ENDED, ADDED = 256, 512, 768
+MAGIC_AT, BOOT, RECORDS, FOLDS, FOLDING, UNSURE, CLEAN = range(7)
+TOKEN, RESERVED, WANTED, QUOTA, MIN_FREE, PID = range(6)
+
+
+class Worth(IntEnum):
+    """What the count of a bucket is worth."""
+
+    UNKNOWN = 0
+    DOUBTFUL = 1
+    EXACT = 2
+
+
+class UsageBusyError(Exception):
+    """Somebody has held the lock for long; nothing was changed."""
+
+
+class AccountFile:
+    """The file, mapped; any thread.
+
+    The words are 64 bits each, in the processor's order: some fields, what was counted of each bucket, what that is
+    worth, and the records of the users.
+
+    Args:
+        path: where it is, or is to be; with the file open, its user maps it under the lock.
+
+    Attributes:
+        is_fresh: the file was new.
+
+    Raises:
+        ConfigError: the file was made by another version, and is in use.
+        OSError: the operating system refused, or has no locks.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.is_fresh = False
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._locks = ByteLocks(self._fd)
+        self._threads = threading.Lock()
+        self._writing = threading.Lock()
+        self._left = False
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file still has its name; others cannot see what is entered into one that has not."""
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.stat(self.path, follow_symlinks=False), os.fstat(self._fd))
+        return False
+
+    def abandon(self) -> None:
+        """Go without a word, as a process does that dies; idempotent."""
+        with self._writing:
+            if self._left:
+                return
+            self._left = True
+            # The last state stays readable; the mapping goes with the last thread that looks at it.
+            n_words = HEAD + self._n_records * RECORD
+            last = bytearray(8 * (HEAD + MAX_PROCESSES * RECORD))
+            last[: 8 * n_words] = self._words[:n_words].tobytes()
+            self._look_at(last)
+        os.close(self._fd)
+
+    @property
+    def _n_records(self) -> int:
+        return self._word(RECORDS)
+
+    def _map(self, is_empty: Callable[[], bool]) -> None:
+        size = 8 * (HEAD + MAX_PROCESSES * RECORD)
+        found = os.pread(self._fd, 8, 0)
+        self.is_fresh = fresh = found != MAGIC.to_bytes(8, "little")
+        if fresh and any(self._locks.is_taken_elsewhere(FIRST_RECORD + slot) for slot in range(MAX_PROCESSES)):
+            raise ConfigError(
+                f"{self.path} is in use by another version of asyncoffload: stop the processes that use this root_dir "
+                "before you start this one"
+            )
+        if fresh:
+            os.ftruncate(self._fd, 0)
+        # A store to a page that the disk has no room for would kill the process, so nothing is written to that was
+        # not allocated; and nothing is read, since some file systems allocate for that as well.
+        os.posix_fallocate(self._fd, 0, 8 * HEAD)
+        if os.fstat(self._fd).st_size < size:
+            os.ftruncate(self._fd, size)
+        # A mapping keeps a descriptor of its own. It must not be one of the description that has the locks.
+        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._look_at(mmap.mmap(fd, size))
+        finally:
+            os.close(fd)
+        if fresh:
+            worth = Worth.EXACT if is_empty() else Worth.UNKNOWN
+            for bucket in range(BUCKETS):
+                self._put(WORTH + bucket, worth)
+            self._put(MAGIC_AT, MAGIC)
+
+    def _look_at(self, memory: mmap.mmap | bytearray) -> None:
+        self._words = memoryview(memory).cast("q")
+        words: npt.NDArray[np.int64] = np.frombuffer(memory, np.int64)
+        self._counted, self._worth = words[COUNTED:WORTH], words[WORTH : WORTH + BUCKETS]
+        self._records = words[HEAD:].reshape(MAX_PROCESSES, RECORD)
+
+    @contextmanager
+    def _mutex(self, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+        give_up = time.monotonic() + seconds
+        if not self._threads.acquire(timeout=seconds):
+            raise UsageBusyError
+        try:
+            pause = 0.0001
+            while self._left or not self._locks.take(MUTEX):
+                if self._left or time.monotonic() > give_up:
+                    raise UsageBusyError
+                time.sleep(pause)
+                pause = min(2 * pause, 0.005)
+            try:
+                yield
+            finally:
+                self._locks.drop(MUTEX)
+        finally:
+            self._threads.release()
+
+    def _word(self, index: int) -> int:
+        return self._words[index]
+
+    def _add(self, index: int, difference: int) -> None:
+        with self._writing:
+            if not self._left:
+                self._put(index, self._words[index] + difference)
+
+    def _put(self, index: int, value: int) -> None:
+        """The one place that writes to the file."""
+        self._words[index] = value
+
+
+def record_at(slot: int) -> int:
+    """The first word of a record."""
+    return HEAD + slot * RECORD

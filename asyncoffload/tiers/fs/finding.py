@@ -1,0 +1,54 @@
+"""Where a block lies below a root, in whichever layout."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from asyncoffload.errors import InvalidArgument
+from asyncoffload.keys import GROUP_BYTES, MAX_HASH_BYTES, OffloadKey, block_hash_of
+from asyncoffload.tiers.fs.survey import FoundFile, LayoutDirectory, fan_out_of, files_in
+
+SHORTEST = 4
+"""Digits that a block must be named by at least."""
+
+_DIGITS = re.compile(rf"[0-9a-f]{{{SHORTEST},{2 * (MAX_HASH_BYTES + GROUP_BYTES)}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A file that is about a block: the block itself, one that is being written, or one in quarantine."""
+
+    directory: LayoutDirectory
+    file: FoundFile
+    key: OffloadKey
+
+
+def places_of(directories: list[LayoutDirectory], name: str) -> list[Place]:
+    """The files that are about a block. Blocks for reading one or a few directories.
+
+    Args:
+        directories: where to look.
+        name: in hexadecimal digits, the key, the block hash, or the beginning of a block hash.
+
+    Raises:
+        InvalidArgument: the name is none of these.
+        OSError: a directory cannot be read.
+    """
+    digits = name.lower().removeprefix("0x")
+    if not _DIGITS.fullmatch(digits):
+        raise InvalidArgument(
+            f"{name!r} names no block: give the hexadecimal digits of its key (key.hex()), of its block hash, or the "
+            f"first {SHORTEST} or more digits of it"
+        )
+    found = []
+    for directory in directories:
+        for parent in fan_out_of(directory):
+            if parent.startswith(digits[:2]):
+                files = files_in(directory, parent)
+                found += [Place(directory, file, file.key) for file in files if file.key and _is(file.key, digits)]
+    return sorted(found, key=lambda place: (place.key, place.file.path))
+
+
+def _is(key: OffloadKey, digits: str) -> bool:
+    return key.hex() == digits or block_hash_of(key).hex().startswith(digits)

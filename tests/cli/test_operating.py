@@ -1,0 +1,78 @@
+"""The operators' commands as a family: they teach, their help is instant, and they end alike."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from asyncoffload.cli.results import age_text, ended, show, size_text
+from asyncoffload.errors import InternalError, InvalidArgument
+from tests.cli.real_root import run, words
+
+COMMANDS = [["doctor"], ["inspect"], ["verify"], ["gc"], ["bench", "fs"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_teaches(command: Sequence[str]) -> None:
+    text = words(run(*command, "--help"))
+    assert "The exit status is 0" in text
+    assert f"• asyncoffload {' '.join(command)} /var/cache/kv" in text
+    assert "--json" in text
+
+
+def test_help_is_instant() -> None:
+    code = (
+        "import sys; sys.argv[1:] = ['verify', '--help']\n"
+        "from asyncoffload.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('imported', sorted({'torch', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.endswith("imported []\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (InvalidArgument("[x] is wrong: say y"), 2, "error: [x] is wrong: say y\n"),
+        (InternalError("bug"), 2, "error: bug\n"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "/x: Permission denied; run this as the user"),
+        (OSError(5, "Input/output error"), 2, "the operating system refused: Input/output error\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_commands_end_alike(
+    error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> int:
+        raise error
+
+    assert ended(work) == status
+    assert message in capsys.readouterr().err
+    assert ended(lambda: 1) == 1
+
+
+def test_figures_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="the figures cannot be written"):
+        show({}, lambda: "table", tmp_path / "nowhere" / "x.json")
+
+
+def test_words_for_humans() -> None:
+    assert size_text(3 << 30) == "3.0GiB"
+    spans = (-1, 5, 119, 120, 7199, 7200, 47 * 3600, 48 * 3600, 400 * 86400)
+    assert [age_text(span) for span in spans] == [
+        "0 seconds",
+        "5 seconds",
+        "119 seconds",
+        "2 minutes",
+        "120 minutes",
+        "2 hours",
+        "47 hours",
+        "2 days",
+        "400 days",
+    ]
