@@ -199,7 +199,7 @@ async def test_the_smallest_quota_of_the_living_holds(tmp_path: Path) -> None:
             assert bytes_below(tmp_path) <= 20 * BLOCK
         assert tier.stats()["quota_bytes"] == 80 * BLOCK
         await store_all(tier, slots, some_keys(LAYOUT, 64, "more"))
-        assert 70 * BLOCK <= bytes_below(tmp_path) <= 80 * BLOCK
+        assert 50 * BLOCK <= bytes_below(tmp_path) <= 80 * BLOCK  # far beyond the neighbour's quota
 
 
 async def test_some_of_the_disk_is_left_free(tmp_path: Path) -> None:
