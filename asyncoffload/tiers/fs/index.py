@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from asyncoffload.keys import OffloadKey
 
@@ -31,6 +32,7 @@ class BlockIndex:
         self._present: list[set[OffloadKey]] = [set() for _ in range(256)]
         self._count = 0
         self._missed: dict[OffloadKey, float] = {}
+        self._looks: dict[object, set[OffloadKey]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -54,6 +56,9 @@ class BlockIndex:
 
     def remove(self, keys: Iterable[OffloadKey]) -> list[OffloadKey]:
         """The blocks are not there; returns those that were thought to be."""
+        keys = list(keys)
+        for left in self._looks.values():
+            left.update(keys)
         gone = []
         for key in keys:
             present = self._present[key[0]]
@@ -63,6 +68,19 @@ class BlockIndex:
         self._count -= len(gone)
         self.nbytes -= sum(map(self._file_bytes, gone))
         return gone
+
+    @contextmanager
+    def look(self) -> Iterator[set[OffloadKey]]:
+        """A look at the disk, from before it begins until what it found is entered: the blocks that left meanwhile.
+
+        What it found of those is not there any more, or is there again and known.
+        """
+        this, left = object(), set[OffloadKey]()
+        self._looks[this] = left
+        try:
+            yield left
+        finally:
+            del self._looks[this]
 
     def clear(self) -> list[OffloadKey]:
         """Nothing is known; returns what was."""

@@ -194,8 +194,9 @@ class FileSystemTierManager(SecondaryTierManager):
         unknown = self._index.unknown(keys, self._clock())
         if unknown:
             self._ledger.counts["probed"] += len(unknown)
-            found = await self._in_clerk(partial(self._space.which_exist, unknown))
-            self._index.add(found)
+            with self._index.look() as left:
+                found = await self._in_clerk(partial(self._space.which_exist, unknown))
+                self._index.add(key for key in found if key not in left)
             self._index.missed(set(unknown).difference(found), self._clock())
         return [LookupResult.HIT if key in self._index else LookupResult.MISS for key in keys]
 
@@ -331,11 +332,12 @@ class FileSystemTierManager(SecondaryTierManager):
         try:
             for parent in await self._in_clerk(self._space.fan_out):
                 began = time.monotonic()
-                found = await self._in_clerk(partial(self._space.look_through, parent))
-                pause = time.monotonic() - began
-                for first in range(0, len(found), 256):
-                    self._index.add(found[first : first + 256])
-                    await asyncio.sleep(0)
+                with self._index.look() as left:
+                    found = await self._in_clerk(partial(self._space.look_through, parent))
+                    pause = time.monotonic() - began
+                    for first in range(0, len(found), 256):
+                        self._index.add(key for key in found[first : first + 256] if key not in left)
+                        await asyncio.sleep(0)
                 await asyncio.sleep(pause)  # half of the time belongs to others
             await self._in_clerk(self._space.finish_looking)
         except OSError as error:

@@ -56,6 +56,35 @@ async def test_serves_before_it_has_looked_through_an_old_directory(tmp_path: Pa
         assert (tier.stats()["blocks"], tier.stats()["bytes"], tier.stats()["scanned"]) == (16, stored_bytes, 1)
 
 
+async def test_a_block_that_was_set_aside_while_the_directory_was_read_can_be_stored_anew(tmp_path: Path) -> None:
+    slots, keys = Slots(LAYOUT, 1), some_keys(LAYOUT, 1)
+    async with make_tier(tmp_path, slots) as tier:
+        await tier.store(slots.store_job(keys))
+        path = tier._space.path(keys[0])
+    os.truncate(path, os.stat(path).st_size - 9)
+    tier, looked, opened = make_tier(tmp_path, slots), threading.Event(), threading.Event()
+    look_through = tier._space.look_through
+
+    def seen_before(parent: str) -> list[OffloadKey]:
+        found = look_through(parent)
+        looked.set()
+        opened.wait()
+        return found
+
+    tier._space.look_through = seen_before  # type: ignore[method-assign]
+    async with tier:
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, looked.wait)
+            assert statuses(await tier.load(slots.load_job(keys))) == [Status.CORRUPT]
+        finally:
+            opened.set()
+        await tier.scanned()
+        assert not tier.hint(keys[0])
+        assert statuses(await tier.store(slots.store_job(keys))) == [Status.DONE]
+        assert statuses(await tier.load(slots.load_job(keys))) == [Status.DONE]
+        assert slots.have(keys)
+
+
 async def test_a_scan_makes_the_index_know(tmp_path: Path) -> None:
     slots, keys = Slots(LAYOUT, 16), some_keys(LAYOUT, 16)
     async with make_tier(tmp_path, slots) as tier:
