@@ -17,7 +17,9 @@ from functools import partial
 from typing import Any
 
 from fs_sides import Job, Memory, Ours, Vllm, new_keys
-from raw_io import BareThreads, Move, check_and_write, read_and_check, read_file, remove_tree, write_file
+from raw_io import BareThreads, check_and_write, read_and_check, read_file, remove_tree, write_file
+
+from asyncoffload.cli.fs_bench.raw import Move
 
 DESCRIPTION = """\
 Measures, in one process, medians over rounds in which the sides take turns; a ratio is the median of the rounds'

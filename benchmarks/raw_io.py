@@ -1,8 +1,4 @@
-"""What the disk gives to bare threads: the same files, without a checksum, a queue or an event loop.
-
-A thread opens a file, moves header page and payload with one vectored call, closes the file, and renames it when it was
-written; then it takes the next. This is the ceiling for a tier that keeps blocks as files.
-"""
+"""Bare threads that write and read blocks as ``bench fs`` does, with a checksum or without, and can be waited for."""
 
 from __future__ import annotations
 
@@ -11,46 +7,20 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import xxhash
 
-Move = Callable[[str, memoryview, memoryview], None]
+from asyncoffload.cli.fs_bench.raw import Move, RawFiles
 
-DIRECT = os.O_DIRECT
+_files = RawFiles(direct=True)
+write_file, read_file = _files.write, _files.read
 
 
 def remove_tree(directory: str) -> None:
     """Remove files and let the file system finish with it, so that the next measurement does not pay for it."""
     shutil.rmtree(directory)
     os.sync()
-
-
-def write_file(path: str, header: memoryview, payload: memoryview) -> None:
-    """One block to a file, by way of a temporary name."""
-    temporary = f"{path}.{threading.get_ident()}.tmp"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | DIRECT
-    try:
-        fd = os.open(temporary, flags, 0o600)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        fd = os.open(temporary, flags, 0o600)
-    try:
-        moved = os.pwritev(fd, [header, payload], 0)
-    finally:
-        os.close(fd)
-    assert moved == len(header) + len(payload)
-    os.replace(temporary, path)
-
-
-def read_file(path: str, header: memoryview, payload: memoryview) -> None:
-    """One block from a file."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | DIRECT)
-    try:
-        moved = os.preadv(fd, [header, payload], 0)
-    finally:
-        os.close(fd)
-    assert moved == len(header) + len(payload)
 
 
 def check_and_write(path: str, header: memoryview, payload: memoryview) -> None:

@@ -20,14 +20,13 @@ from asyncoffload.errors import ConfigError
 from asyncoffload.tiers.fs.stored_layout import read_stored_layout
 from asyncoffload.tiers.fs.summary import AGES, LayoutSummary, Sum, summarise
 from asyncoffload.tiers.fs.survey import (
-    ACCOUNT,
     LayoutDirectory,
     SeenOwner,
     fan_out_of,
     layout_directories,
     strange_entries,
 )
-from asyncoffload.tiers.fs.usage import Usage, UsageBusyError
+from asyncoffload.tiers.fs.usage import ACCOUNT, Usage, UsageBusyError
 
 _BAR = 24
 

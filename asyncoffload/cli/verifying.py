@@ -15,8 +15,8 @@ from asyncoffload.errors import ConfigError
 from asyncoffload.tiers.fs.checking import BlockChecker, State, Verdict
 from asyncoffload.tiers.fs.pace import Pace
 from asyncoffload.tiers.fs.stored_layout import read_stored_layout
-from asyncoffload.tiers.fs.survey import ACCOUNT, FoundFile, Kind, LayoutDirectory, fan_out_of, files_in
-from asyncoffload.tiers.fs.usage import Usage, UsageBusyError, bucket_of
+from asyncoffload.tiers.fs.survey import FoundFile, Kind, LayoutDirectory, fan_out_of, files_in
+from asyncoffload.tiers.fs.usage import ACCOUNT, Usage, UsageBusyError, bucket_of
 from asyncoffload.types import KVLayout
 
 _BATCH = 16

@@ -69,11 +69,9 @@ class OpRunner:
         pace = self._paces[op.tier] if op.kind is OpKind.PROMOTE else None
         nbytes = moved = 0
         if pace is not None:
-            pace.began(nbytes := sum(map(self.bytes_of, op.keys)), began_at)
+            pace.began(nbytes := self.bytes_of(op.keys), began_at)
         try:
-            statuses = await self._call(op, calls)
-            if pace is not None:
-                moved = self._bytes_moved(op.keys, statuses)
+            statuses, moved = await self._call(op, calls)
             return statuses
         finally:
             now = self._clock()
@@ -81,23 +79,30 @@ class OpRunner:
             if pace is not None:
                 pace.ended(nbytes, moved, now)
 
-    def bytes_of(self, key: OffloadKey) -> int:
-        """Bytes of a block."""
-        return self._group_bytes[group_of(key) if len(self._group_bytes) > 1 else 0]
+    def bytes_of(self, keys: Sequence[OffloadKey]) -> int:
+        """Bytes of these blocks together."""
+        if len(self._group_bytes) == 1:
+            return self._group_bytes[0] * len(keys)
+        return sum(self._group_bytes[group_of(key)] for key in keys)
 
     def routes(self) -> dict[int, Route]:
         """How the tiers have delivered of late, by index; without those that have delivered nothing yet."""
         routes = {tier: pace.route() for tier, pace in enumerate(self._paces)}
         return {tier: route for tier, route in routes.items() if route is not None}
 
-    async def _call(self, op: Op, calls: CallCounts) -> list[Status]:
+    async def _call(self, op: Op, calls: CallCounts) -> tuple[list[Status], int]:
+        """The statuses, and the bytes of the blocks that were moved."""
         tier = self._tiers[op.tier]
         trouble = Status.FAILED
         try:
             statuses = await self._probe(tier, op) if op.kind is OpKind.PROBE else await self._transfer(tier, op)
             if len(statuses) == len(op.keys):
-                calls.answered(statuses, 0 if op.kind is OpKind.PROBE else self._bytes_moved(op.keys, statuses))
-                return statuses
+                moved = 0
+                if op.kind is not OpKind.PROBE:
+                    done = [key for key, status in zip(op.keys, statuses, strict=True) if status is Status.DONE]
+                    moved = self.bytes_of(done)
+                calls.answered(statuses, moved)
+                return statuses, moved
             self._complain(tier, op.kind.value, f"answered for {len(statuses)} of {len(op.keys)} keys")
         except TimeoutError as error:
             trouble = Status.TIMED_OUT
@@ -110,13 +115,7 @@ class OpRunner:
         except Exception as error:  # whatever a tier raises is a failure of that tier, not of the stack above it
             self._complain(tier, op.kind.value, repr(error))
         calls.failed(trouble, len(op.keys))
-        return [trouble] * len(op.keys)
-
-    def _bytes_moved(self, keys: Sequence[OffloadKey], statuses: Sequence[Status]) -> int:
-        if len(self._group_bytes) == 1:
-            return self._group_bytes[0] * statuses.count(Status.DONE)
-        moved = (group_of(key) for key, status in zip(keys, statuses, strict=True) if status is Status.DONE)
-        return sum(self._group_bytes[group] for group in moved)
+        return [trouble] * len(op.keys), 0
 
     def hurry(self, advice: Hurry) -> None:
         """Pass on that a more urgent caller waits for a running op."""

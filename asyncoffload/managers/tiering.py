@@ -13,11 +13,11 @@ from asyncoffload.core.ops import Hurry, Op
 from asyncoffload.core.policies import EvictionPolicy
 from asyncoffload.core.recompute import Estimate, weigh
 from asyncoffload.core.tickets import PRIMARY, Mode, Ticket
-from asyncoffload.core.tiering import MAX_OP_BLOCKS, TieringPlanner
 from asyncoffload.errors import InternalError, TierUnavailable
 from asyncoffload.keys import OffloadKey, checked_keys
 from asyncoffload.managers.call_counts import CallStats
 from asyncoffload.managers.cpu import CPUOffloadingManager
+from asyncoffload.managers.planning import DEFAULT_PROMOTION_BYTES, planner_for
 from asyncoffload.managers.runner import OpRunner
 from asyncoffload.managers.tier_names import allowed_tiers, counts_by_name, names_of
 from asyncoffload.managers.tiered_lease import TieredLoadLease
@@ -27,7 +27,6 @@ from asyncoffload.types import ANONYMOUS, CPULoadStoreSpec, OffloadingEvent, Req
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PROMOTION_BYTES = 256 << 20
 STRETCH_BLOCKS = 64
 """Blocks that are opened, and started, in one stretch of the loop: planning a block takes a few microseconds, and a
 loop should not be kept for half a millisecond."""
@@ -87,13 +86,8 @@ class TieringOffloadingManager(CPUOffloadingManager):
         self._tiers = tuple(tiers)
         self._names = names_of(tiers)
         self._runner = OpRunner(tiers, region, group_bytes=group_bytes, clock=clock)
-        quarter = max(1, region.n_slots // 4)
-        self._planner = TieringPlanner(
-            self._primary,
-            [self._runner.hint_of(tier) for tier in tiers],
-            promotion_blocks=promotion_bytes // region.slot_bytes,
-            cascade_blocks=quarter if cascade_blocks is None else cascade_blocks,
-            clean_window=min(quarter, MAX_OP_BLOCKS),
+        self._planner = planner_for(
+            self._primary, tiers, self._runner, region, promotion_bytes=promotion_bytes, cascade_blocks=cascade_blocks
         )
         self._running: dict[Op, asyncio.Task[None]] = {}
         self._moves: dict[Ticket, asyncio.Event] = {}
@@ -134,10 +128,8 @@ class TieringOffloadingManager(CPUOffloadingManager):
             async with self._ticket(keys[ready:], Mode.LOOK, ctx) as ticket:
                 await self._until_done(ticket)
                 sources += [PRIMARY if fetch is None else fetch.tier for fetch in ticket.fetches[: ticket.pos]]
-        runner = self._runner
-        return weigh(
-            sources, [runner.bytes_of(key) for key in keys[: len(sources)]], runner.routes(), seconds_per_block
-        )
+        nbytes = [self._runner.bytes_of([key]) for key in keys[: len(sources)]]
+        return weigh(sources, nbytes, self._runner.routes(), seconds_per_block)
 
     async def prepare_load(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> CPULoadStoreSpec:
         self._check_open()

@@ -47,7 +47,9 @@ class LayerArrival:
         Raises:
             OffloadError: what ended the load before that.
         """
-        return await asyncio.shield(self._future())
+        future = self._future()
+        await asyncio.wait([future])  # which leaves the future alone when the waiting is cancelled
+        return future.result()
 
     async def layer(self, index: int) -> None:
         """Wait until a layer of all blocks is on the device. Layers are numbered in the order of the KV caches.

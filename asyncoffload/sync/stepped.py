@@ -12,7 +12,6 @@ from asyncoffload.aio.loop_thread import LoopThread
 from asyncoffload.core.block_table import BlockTable
 from asyncoffload.core.policies import LRU, EvictionPolicy
 from asyncoffload.core.primary import Primary, PrimaryStats
-from asyncoffload.core.tiering import MAX_OP_BLOCKS, TieringPlanner
 from asyncoffload.errors import (
     ClosedError,
     InternalError,
@@ -23,9 +22,9 @@ from asyncoffload.errors import (
 from asyncoffload.keys import OffloadKey
 from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY
 from asyncoffload.managers.events import EventSubscription
+from asyncoffload.managers.planning import DEFAULT_PROMOTION_BYTES, planner_for, quarter_of
 from asyncoffload.managers.runner import OpRunner
 from asyncoffload.managers.tier_names import counts_by_name, names_of
-from asyncoffload.managers.tiering import DEFAULT_PROMOTION_BYTES
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.sync.conductor import Conductor
 from asyncoffload.sync.promises import Promises
@@ -72,19 +71,19 @@ class SteppedManager:
         loop: LoopThread | None = None,
     ) -> None:
         self._names = names_of(tiers)
-        quarter = max(1, region.n_slots // 4)
         table = BlockTable(region.n_slots, policy or LRU(), n_tiers=len(tiers), held_among=region.held_among)
         self._ready: dict[OffloadKey, int] = table.ready
         self._writing = table.writing
         self._primary = Primary(table, store_threshold=store_threshold, block_size=block_size)
-        self._promises = Promises(table, 2 * quarter)
+        self._promises = Promises(table, 2 * quarter_of(region))
         runner = OpRunner(tiers, region, clock=clock)
-        self._planner = TieringPlanner(
+        self._planner = planner_for(
             self._primary,
-            [runner.hint_of(tier) for tier in tiers],
-            promotion_blocks=promotion_bytes // region.slot_bytes,
-            cascade_blocks=quarter if cascade_blocks is None else cascade_blocks,
-            clean_window=min(quarter, MAX_OP_BLOCKS),
+            tiers,
+            runner,
+            region,
+            promotion_bytes=promotion_bytes,
+            cascade_blocks=cascade_blocks,
             keeper=self._promises,
         )
         self._loop = LoopThread.shared() if loop is None else loop

@@ -15,6 +15,8 @@ from aiofiles.threadpool.text import AsyncTextIOWrapper
 
 from asyncoffload.errors import ConfigError
 
+CONFIG = "config.json"
+
 _CREATE = os.O_NOFOLLOW | os.O_CLOEXEC
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 
 from asyncoffload.aio.waiting import outlive
 from asyncoffload.errors import ConfigError, TierUnavailable
-from asyncoffload.tiers.fs.config_file import agree_on_config
+from asyncoffload.tiers.fs.config_file import CONFIG, agree_on_config
 from asyncoffload.tiers.fs.space import BlockSpace
 
 _WRONG_SETTING = {
@@ -33,7 +33,7 @@ async def open_space(space: BlockSpace, executor: Executor) -> None:
     """
     try:
         await outlive(asyncio.get_running_loop().run_in_executor(executor, space.open))
-        await agree_on_config(space.config_path, space.config, space.temporary("config.json"), executor)
+        await agree_on_config(space.config_path, space.config, space.temporary(CONFIG), executor)
     except OSError as error:
         if error.errno in _WRONG_SETTING:
             raise ConfigError(

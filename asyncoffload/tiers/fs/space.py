@@ -15,6 +15,7 @@ from asyncoffload.core.layout import block_path, describe, directory_name, finge
 from asyncoffload.errors import ConfigError
 from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.fs.blockfile import BlockFiles
+from asyncoffload.tiers.fs.config_file import CONFIG
 from asyncoffload.tiers.fs.counting import has_files
 from asyncoffload.tiers.fs.directio import file_system_takes_direct_io
 from asyncoffload.tiers.fs.eviction import Evictor, Place
@@ -83,7 +84,7 @@ class BlockSpace:
     @property
     def config_path(self) -> str:
         """Where the directory says what its blocks are. Does not block."""
-        return os.path.join(self.directory, "config.json")
+        return os.path.join(self.directory, CONFIG)
 
     @property
     def is_open(self) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 from asyncoffload.core.layout import FORMAT_VERSION, describe, directory_name, fingerprint
 from asyncoffload.errors import ConfigError, InvalidArgument
-from asyncoffload.tiers.fs.survey import CONFIG, LayoutDirectory
+from asyncoffload.tiers.fs.config_file import CONFIG
+from asyncoffload.tiers.fs.survey import LayoutDirectory
 from asyncoffload.types import KVGroup, KVLayout
 
 

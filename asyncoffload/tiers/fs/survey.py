@@ -17,12 +17,9 @@ from enum import StrEnum
 from asyncoffload.core.layout import is_fan_out, key_of
 from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.fs.blockfile import SET_ASIDE
+from asyncoffload.tiers.fs.config_file import CONFIG
 from asyncoffload.tiers.fs.owner import OWNERS, owner_of
-
-CONFIG = "config.json"
-
-ACCOUNT = "usage"
-"""The file below a root in which processes keep count of its bytes."""
+from asyncoffload.tiers.fs.usage import ACCOUNT
 
 _LAYOUT = re.compile(r"(?P<fingerprint>[0-9a-f]{32})_r(?P<rank>0|[1-9][0-9]{0,9})")
 _OWNER = re.compile(r"[0-9a-f]{16}")

@@ -54,7 +54,8 @@ from asyncoffload.tiers.fs.account_file import (
 )
 from asyncoffload.tiers.fs.account_file import UsageBusyError as UsageBusyError
 
-FILE_NAME = "usage"
+ACCOUNT = "usage"
+"""The file below a root in which processes keep count of its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Usage(AccountFile):
         quota: int | None = None,
         min_free: int | None = None,
     ) -> None:
-        super().__init__(os.path.join(root_dir, FILE_NAME))
+        super().__init__(os.path.join(root_dir, ACCOUNT))
         try:
             with self._mutex(seconds=10.0):
                 self._map(is_empty)
