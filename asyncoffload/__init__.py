@@ -69,7 +69,11 @@ if TYPE_CHECKING:
         MISSING as MISSING,
         SHED as SHED,
         CPULoadStoreSpec as CPULoadStoreSpec,
+        Explanation as Explanation,
+        Fate as Fate,
+        Findings as Findings,
         GPULoadStoreSpec as GPULoadStoreSpec,
+        HistoryEntry as HistoryEntry,
         JobResult as JobResult,
         KeyOutcome as KeyOutcome,
         KVGroup as KVGroup,
@@ -112,9 +116,9 @@ _NAMES_BY_MODULE = {
     "tiers.example": "ExampleSecondaryTierManager",
     "tiers.fs.manager": "FileSystemTierManager",
     "types": (
-        "ANONYMOUS CANCELLED DONE MISSING SHED CPULoadStoreSpec GPULoadStoreSpec JobResult KVGroup KVLayout "
-        "KeyOutcome LoadStoreSpec LookupResult OffloadingEvent PrepareStoreOutput Priority RequestContext "
-        "Status TransferJob TransferResult TransferSpec"
+        "ANONYMOUS CANCELLED DONE MISSING SHED CPULoadStoreSpec Explanation Fate Findings GPULoadStoreSpec "
+        "HistoryEntry JobResult KVGroup KVLayout KeyOutcome LoadStoreSpec LookupResult OffloadingEvent "
+        "PrepareStoreOutput Priority RequestContext Status TransferJob TransferResult TransferSpec"
     ),
     "workers.base": "OffloadingHandler Transfer",
     "workers.devices": "device_for",

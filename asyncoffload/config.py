@@ -93,6 +93,20 @@ class FileSystemTierSettings(Settings):
         description="Bytes to leave free on the file system, beside or instead of a quota. None by default: a disk of "
         "its own may be filled. Of several processes the largest one holds.",
     )
+    durability: Literal["none", "fsync"] = Field(
+        "none",
+        description="Whether blocks survive a loss of power. `none`: a stored block is in the hands of the operating "
+        "system; what such a loss tears is a miss. `fsync`: a store has ended only when its block and its name are on "
+        "the device, many at a time. `none` by default: what is kept here can be computed again, and syncing makes "
+        "stores slower.",
+    )
+    io_timeout: Annotated[float, Field(gt=0, strict=False)] | None = Field(
+        10.0,
+        description="Seconds that the move of one block, or another call to the file system, may take, without the "
+        "time that it waits for a thread. Whoever waits for a call that takes longer goes on without it, and the tier "
+        "answers misses until the file system answers again. 10 are a hundred times what a busy disk needs, and less "
+        "than most clients wait. None: wait for ever.",
+    )
 
 
 class MemoryTierSettings(Settings):
@@ -135,6 +149,23 @@ class OffloaderSettings(Settings):
         None,
         description="Blocks on their way into one tier at any moment; what exceeds it is shed and offered again. "
         "By default a quarter of the primary, so that a slow tier never pins the larger part of it.",
+    )
+    write_policy: Literal["write_through", "demote"] = Field(
+        "write_through",
+        description="When blocks go to the tiers. `write_through`: as soon as they are stored, so that the tiers have "
+        "nearly everything if the process dies. `demote`: when they have become cold, shortly before they are evicted; "
+        "what stays in use, or is void before, is never written.",
+    )
+    dirty_victims: Literal["drop", "refuse"] = Field(
+        "drop",
+        description="What happens where only blocks that no tier has could make room. `drop` evicts them and counts "
+        "them as lost: a cache that is full of unwritten blocks goes on serving. `refuse` lets stores wait for the "
+        "tiers, and sheds them where no tier takes anything.",
+    )
+    journal_blocks: Annotated[int, Field(ge=0)] = Field(
+        65_536,
+        description="Blocks whose last events are remembered, for `explain`: where a block is, was, when and why it "
+        "left. Each takes some 130 bytes and, over the life of a block, 0.1 microseconds. 0 remembers nothing.",
     )
     slice_blocks: PositiveInt = Field(
         64,

@@ -11,15 +11,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
+import numpy as np
 from fs_sides import Job, Memory, Ours, Vllm, new_keys
 from raw_io import BareThreads, check_and_write, read_and_check, read_file, remove_tree, write_file
 
 from asyncoffload.cli.fs_bench.raw import Move
+from asyncoffload.tiers.fs import blockfile
 
 DESCRIPTION = """\
 Measures, in one process, medians over rounds in which the sides take turns; a ratio is the median of the rounds'
@@ -28,6 +31,7 @@ ratios, its spread the quartiles. 1 GB is 1e9 bytes. O_DIRECT where the file sys
   throughput   many jobs of 16 blocks at once, for each block size: ours, vLLM's, bare threads (best thread count)
                without and with a checksum of each block
   one-job      one job of 4,096 blocks of 64 KiB
+  checksum     blocks of 1 MiB, ours beside ours without checksums; every byte that was loaded is compared
   latency      p99 of loads of 16 x 1 MiB that arrive at a fifth of the read ceiling while stores never end
   lag          p99 lag of an event loop while the disk is saturated, ours beside as many bare threads
   cpu          processor seconds per GB, ours beside bare threads, and what of it is the checksum
@@ -49,6 +53,7 @@ BARE: dict[str, tuple[Move, Move]] = {
 }
 THREAD_COUNTS = (2, 4, 8, 16, 32)
 LATENCY_DEPTH = 48
+ALL = ["throughput", "one-job", "checksum", "latency", "lag-cpu"]
 
 
 @dataclass
@@ -149,6 +154,29 @@ class Bench:
             self.compare(f"store, one job of {n} x 64 KiB", n * block_bytes / 1e9, store)
             self.compare(f"load, one job of {n} x 64 KiB", n * block_bytes / 1e9, load)
 
+    def checksum(self, block_bytes: int = MIB, total: int = 1024 * MIB) -> None:
+        n = total // block_bytes
+        memory = Memory(2 * n, block_bytes)
+        written, read = np.split(np.frombuffer(memory.flat, np.uint8), 2)
+        sides = {
+            name: Ours(memory, os.path.join(self.root, name), self.threads) for name in ("ours", "without checksums")
+        }
+        seconds: dict[str, dict[str, list[float]]] = {verb: {name: [] for name in sides} for verb in ("store", "load")}
+        for round_ in range(self.rounds):
+            for name in list(sides)[:: 1 if round_ % 2 else -1]:
+                side, keys = sides[name], new_keys(n)
+                with checksums(on=name == "ours"):
+                    read[:] = 0
+                    seconds["store"][name].append(side.store(in_jobs(keys, range(n))))
+                    seconds["load"][name].append(side.load(in_jobs(keys, range(n, 2 * n))))
+                assert np.array_equal(written, read), f"{name} delivered wrong bytes"
+                side.forget()
+        for side in sides.values():
+            side.close()
+            remove_tree(side.root)
+        for verb, each in seconds.items():
+            self.compare(f"{verb}, {block_bytes // 1024} KiB, checksums on", total / 1e9, each)
+
     def latency(self, block_bytes: int = MIB, total: int = 3 << 30) -> None:
         n_load = 64 * JOB_BLOCKS
         n_slots = n_load + LATENCY_DEPTH * JOB_BLOCKS
@@ -245,6 +273,13 @@ class Bench:
         }
 
 
+@contextmanager
+def checksums(*, on: bool) -> Iterator[None]:
+    """Let the file tiers of this process compute checksums, or do all but that."""
+    with nullcontext() if on else mock.patch.object(blockfile, "checksum", return_value=bytes(8)):
+        yield
+
+
 async def with_lag(start: Callable[[], Awaitable[object]]) -> tuple[list[float], float]:
     """Run something on the loop beside a timer of 1 ms; the timer's lags, and the processor seconds of it all."""
     began = time.process_time()
@@ -287,7 +322,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, help="I/O threads of ours in each direction; default: as io_threads='auto'"
     )
-    parser.add_argument("--only", action="append", choices=["throughput", "one-job", "latency", "lag-cpu"])
+    parser.add_argument("--only", action="append", choices=ALL)
     parser.add_argument("--sizes", type=int, nargs="*", default=[256, 512, 1024, 4096], help="KiB, for throughput")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
@@ -295,12 +330,14 @@ def main() -> None:
     try:
         bench = Bench(root, options.rounds, options.threads)
         print(f"peer: {'vLLM' if bench.peer else 'none'}; {os.cpu_count()} cores; {options.rounds} rounds")
-        wanted = options.only or ["throughput", "one-job", "latency", "lag-cpu"]
+        wanted = options.only or ALL
         if "throughput" in wanted:
             for size in options.sizes:
                 bench.throughput(size << 10)
         if "one-job" in wanted:
             bench.one_job()
+        if "checksum" in wanted:
+            bench.checksum()
         if "latency" in wanted:
             bench.latency()
         if "lag-cpu" in wanted:

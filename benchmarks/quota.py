@@ -243,25 +243,31 @@ class Bench:
         print(f"  {n} blocks made in {time.perf_counter() - began:.0f} s")
         gap = JOB_BLOCKS * MIB / (self._ceiling(side) / 5)
         jobs = in_jobs(real, range(len(real)))
-        seconds: dict[str, list[float]] = {"during": [], "after": []}
+        seconds: dict[str, list[list[float]]] = {"during": [], "after": []}
         first, counting, scanning = [], [], []
-        for _ in range(max(1, self.rounds // 2)):
+        for _ in range(self.rounds):
             with asyncio.Runner(loop_factory=None) as runner:
                 served, scanned, counted, during, after = runner.run(self._loads_during_the_count(side, jobs, gap))
             first.append(served)
             scanning.append(scanned)
             counting.append(counted)
-            seconds["during"] += during
-            seconds["after"] += after
+            seconds["during"].append(during)
+            seconds["after"].append(after)
         remove_tree(root)
         self.report(Figure(f"{n} blocks: first load served after", 1e3 * statistics.median(first), "ms"))
         note = f"index complete after {statistics.median(scanning):.1f} s"
         self.report(Figure(f"{n} blocks: counted after", statistics.median(counting), "s", note=note))
-        p99 = {name: quantile(each, 0.99) for name, each in seconds.items()}
-        note = ", ".join(f"{name}: p50 {1e3 * quantile(all_, 0.5):.1f} n={len(all_)}" for name, all_ in seconds.items())
-        figure = Figure("  load of 16 x 1 MiB during the count, p99", 1e3 * p99["during"], "ms", "after", note=note)
-        figure.ratio = figure.low = figure.high = p99["during"] / p99["after"]
-        self.report(figure)
+        p99 = {name: [quantile(some, 0.99) for some in rounds] for name, rounds in seconds.items()}
+        ratios = [during / after for during, after in zip(p99["during"], p99["after"], strict=True)]
+        note = ", ".join(
+            f"{name}: p50 {1e3 * quantile([each for some in rounds for each in some], 0.5):.1f} "
+            f"n={sum(map(len, rounds))}"
+            for name, rounds in seconds.items()
+        )
+        value = 1e3 * statistics.median(p99["during"])
+        self.report(
+            Figure("  load of 16 x 1 MiB during the count, p99", value, "ms", "after", *spread(ratios), note=note)
+        )
 
     async def _loads_during_the_count(
         self, side: Bounded, jobs: Sequence[Job], gap: float

@@ -95,17 +95,14 @@ class Dispatcher:
         """Account for one more entry in a lane."""
         self._permits.release()
 
-    def give_up(self, older_than: float) -> int:
-        """See :meth:`DualQueueThreadPool.give_up`."""
-        now = self._clock()
-        stuck = [
-            piece
-            for piece in self._running
-            if now - piece.started > older_than and piece.work is not None and self.threads.give_up(piece.work)
-        ]
+    def give_up(self, older_than: float) -> list[Slice]:
+        """See :meth:`DualQueueThreadPool.give_up`; returns the slices that are in such a call."""
+        latest = self._clock() - older_than
+        stuck = [piece for piece in self._running if piece.call_began < latest]
         for piece in stuck:
-            self._release(piece)
-        return len(stuck)
+            if piece.released is not None and piece.work is not None and self.threads.give_up(piece.work):
+                self._release(piece)
+        return stuck
 
     async def _work(self, first: Lane, second: Lane) -> None:
         while True:
@@ -159,7 +156,7 @@ class Dispatcher:
         return busy
 
     def _run_in_thread(self, piece: Slice) -> None:
-        piece.run()
+        piece.run(self._clock)
         self._post(piece)
 
     def _deliver(self, pieces: list[Slice]) -> None:

@@ -156,7 +156,8 @@ class DualQueueThreadPool:
             tasks: the calls, each run once in an I/O thread. What one raises is its result and harms no other.
             nbytes: bytes that all of them move together; 0 where that is not known.
             priority: who goes first.
-            deadline: seconds of the pool's clock; brings the job forward, and does nothing when it has passed.
+            deadline: seconds of the pool's clock; brings the job forward, at most to the moment at which it comes,
+                and does nothing when it passes.
 
         Returns:
             The job, to be awaited by its owner. Where ``nbytes`` do not fit into the budget it has ended already,
@@ -219,16 +220,20 @@ class DualQueueThreadPool:
         """
         await self._idle.wait()
 
-    def give_up(self, older_than: float) -> int:
-        """Replace the threads that have run one slice for longer than ``older_than`` seconds.
+    def give_up(self, older_than: float) -> dict[JobState[Any], list[int]]:
+        """Count no longer on the threads that have been in one call for more than ``older_than`` seconds.
 
         Their jobs remain unfinished until the calls return: a hanging write may still touch its memory. But their
         workers take other work, each with a new thread, up to ``max_given_up`` of them at a time.
 
         Returns:
-            How many were given up by this call.
+            The jobs with such calls, and the positions of these among the job's tasks; also of those that were given
+            up before.
         """
-        return self._dispatcher.give_up(older_than)
+        stuck: dict[JobState[Any], list[int]] = {}
+        for piece in self._dispatcher.give_up(older_than):
+            stuck.setdefault(piece.job, []).append(piece.position)
+        return stuck
 
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:
         """Take no new jobs and come to rest; idempotent.
@@ -282,7 +287,7 @@ class DualQueueThreadPool:
         now = self._clock()
         due = now + self._patience[priority]
         if deadline is not None:
-            due = min(due, deadline)
+            due = min(due, max(now, deadline))  # deadlines long past would starve whoever has none
         # Where all workers have work already, spreading a job over them only costs hops.
         idle = max(1, self._n_workers - lane.queued - lane.running)
         slices = cut(state, calls, nbytes, lane.bounds.length(n_tasks, nbytes, idle))

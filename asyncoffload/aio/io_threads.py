@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 from asyncoffload.aio.under_way import count_in
 from asyncoffload.errors import ClosedError, InvalidArgument
@@ -18,13 +19,22 @@ T = TypeVar("T")
 class Work:
     """One call on its way through :class:`IOThreads`."""
 
-    __slots__ = ("call", "finished", "future", "thread")
+    __slots__ = ("call", "finished", "thread")
 
-    def __init__(self, call: Callable[[], object], future: Future[Any] | None = None) -> None:
+    def __init__(self, call: Callable[[], object]) -> None:
         self.call: Callable[[], object] | None = call
-        self.future = future
         self.thread: threading.Thread | None = None
         self.finished = False
+
+
+class Submitted(Work, Generic[T]):
+    """One that says what came of it."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, call: Callable[[], object], future: Future[T]) -> None:
+        super().__init__(call)
+        self.future = future
 
 
 class IOThreads(Executor):
@@ -90,17 +100,22 @@ class IOThreads(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """As ``Executor.submit``, for ``loop.run_in_executor`` and the like."""
+        return self.begin(partial(fn, *args, **kwargs)).future
+
+    def begin(self, fn: Callable[[], T]) -> Submitted[T]:
+        """As :meth:`submit`, for those who may give the call up."""
         future: Future[T] = Future()
 
         def call() -> None:
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(fn(*args, **kwargs))
+                    future.set_result(fn())
                 except BaseException as error:
                     future.set_exception(error)
 
-        self._start(Work(call, future))
-        return future
+        work = Submitted(call, future)
+        self._start(work)
+        return work
 
     def give_up(self, work: Work) -> bool:
         """Stop counting on the thread that runs ``work``, and start another in its place; any thread.
@@ -140,7 +155,7 @@ class IOThreads(Executor):
                     self._queue.put(None)
             self._closed = True
         for work in dropped:
-            if work.future is not None:
+            if isinstance(work, Submitted):
                 work.future.cancel()
         if wait:
             for thread in threads:

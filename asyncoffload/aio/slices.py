@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,14 +58,19 @@ class Slice:
         priority: the class that it counts as.
         queued_at: seconds on the pool's clock.
         queued: no worker has taken it, and it has not been dropped.
+        started: seconds on the pool's clock, when a worker took it.
+        call_began: when the task that runs now was called; infinite while none runs.
+        position: its place among the job's tasks. Both are written by the thread that runs it.
         released: set while it runs; settled when its worker may take other work.
     """
 
     __slots__ = (
+        "call_began",
         "due",
         "first",
         "job",
         "nbytes",
+        "position",
         "priority",
         "queued",
         "queued_at",
@@ -95,6 +101,8 @@ class Slice:
         self.queued_at = 0.0
         self.queued = False
         self.started = 0.0
+        self.call_began = math.inf
+        self.position = first
         self.work: Work | None = None
         self.released: asyncio.Future[None] | None = None
 
@@ -109,18 +117,21 @@ class Slice:
         self.siblings.append(rest)
         return rest
 
-    def run(self) -> None:
+    def run(self, clock: Callable[[], float]) -> None:
         """Run the tasks one after the other, until the job is stopped; in an I/O thread. Never raises."""
         job, first, n, success = self.job, self.first, len(self.tasks), True
         for offset in range(n):
             if job.stopped:
                 success = False
                 break
+            self.position = first + offset
+            self.call_began = clock()
             try:
                 job.results[first + offset] = self.tasks[offset]()
             except BaseException as error:
                 job.results[first + offset] = error
                 success = False
+        self.call_began = math.inf
         self.tasks = ()
         job.task_done(success, n)
 

@@ -39,6 +39,27 @@ class BenchedDevice(StrEnum):
     CPU = "cpu"
 
 
+class Durability(StrEnum):
+    """Whether the file system tier makes blocks durable."""
+
+    NONE = "none"
+    FSYNC = "fsync"
+
+
+class WritePolicyChoice(StrEnum):
+    """When blocks are written to the disk tier."""
+
+    WRITE_THROUGH = "write_through"
+    DEMOTE = "demote"
+
+
+class DirtyVictimsChoice(StrEnum):
+    """What happens where only unwritten blocks could make room."""
+
+    DROP = "drop"
+    REFUSE = "refuse"
+
+
 class DirectIO(StrEnum):
     """Whether the file system tier passes by the page cache."""
 
@@ -97,6 +118,16 @@ def replay(
     policy: Annotated[
         str, typer.Option(rich_help_panel=_MEMORY, help="Which block leaves the primary first: lru or arc.")
     ] = "lru",
+    write_policy: Annotated[
+        WritePolicyChoice,
+        typer.Option(rich_help_panel=_DISK, help="Write blocks when they are stored, or when they are about to leave."),
+    ] = WritePolicyChoice.WRITE_THROUGH,
+    dirty_victims: Annotated[
+        DirtyVictimsChoice,
+        typer.Option(
+            rich_help_panel=_DISK, help="Where only unwritten blocks could make room: drop them, or refuse stores."
+        ),
+    ] = DirtyVictimsChoice.DROP,
     fs_dir: Annotated[
         Path | None,
         typer.Option(
@@ -118,6 +149,9 @@ def replay(
     direct_io: Annotated[
         DirectIO, typer.Option(rich_help_panel=_DISK, help="Pass by the page cache (O_DIRECT).")
     ] = DirectIO.AUTO,
+    durability: Annotated[
+        Durability, typer.Option(rich_help_panel=_DISK, help="Whether a stored block survives a loss of power.")
+    ] = Durability.NONE,
     concurrency: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAFFIC, help="Requests in flight.")] = 16,
     settle: Annotated[
         bool,
@@ -200,10 +234,13 @@ def replay(
         device_blocks=device_blocks,
         host_bytes=host_bytes,
         policy=policy,
+        write_policy=write_policy.value,
+        dirty_victims=dirty_victims.value,
         fs_dir=fs_dir,
         fs_threads=fs_threads,
         metrics_port=metrics_port,
         direct_io=direct_io.value,
+        durability=durability.value,
         concurrency=concurrency,
         settle=settle,
         speed=speed,

@@ -13,11 +13,14 @@ from rich.markup import escape
 
 from asyncoffload.cli.results import ALL_WELL, SOMETHING_WRONG, age_text, ended, facts, show, size_text
 from asyncoffload.cli.verifying import CheckedLayout, open_layout
+from asyncoffload.core.verdict import cause
 from asyncoffload.keys import block_hash_of, group_of
 from asyncoffload.tiers.fs.checking import BlockChecker, State, Verdict, header_of
-from asyncoffload.tiers.fs.finding import Place, places_of
+from asyncoffload.tiers.fs.departures import Departure
+from asyncoffload.tiers.fs.finding import Place, departures_named, places_of
 from asyncoffload.tiers.fs.format import Header
 from asyncoffload.tiers.fs.survey import Kind, layout_directories, owners_of
+from asyncoffload.types import Fate
 
 _SHOWN = 10
 
@@ -49,6 +52,7 @@ class InspectBlockCommand:
         now, directories = time.time(), layout_directories(str(self.root))
         layouts = {directory.path: open_layout(directory) for directory in directories}
         files = [_inspected(place, layouts[place.directory.path]) for place in places_of(directories, self.key)]
+        left = departures_named(str(self.root), self.key)
         served = [f for f in files if f.place.file.kind is Kind.BLOCK and f.verdict.state is State.GOOD]
         figures = {
             "root": str(self.root),
@@ -56,19 +60,25 @@ class InspectBlockCommand:
             "served": bool(served),
             "looked_in": [directory.name for directory in directories],
             "files": [_figures(file) for file in files],
+            "left": [_departure_figures(departure) for departure in left],
         }
-        show(figures, lambda: self._tables(files, [directory.name for directory in directories], now), self.json)
+        show(figures, lambda: self._tables(files, left, [directory.name for directory in directories], now), self.json)
         return ALL_WELL if served else SOMETHING_WRONG
 
-    def _tables(self, files: Sequence[InspectedFile], names: Sequence[str], now: float) -> RenderableType:
+    def _tables(
+        self, files: Sequence[InspectedFile], left: Sequence[Departure], names: Sequence[str], now: float
+    ) -> RenderableType:
+        history = [_history(left, now)] if left else []
         if not files:
             table = facts()
             table.add_row("block", escape(self.key))
             table.add_row("found", "nowhere: a load of it is a miss")
+            if not left:
+                table.add_row("left", "not that anybody knows: never stored, or longer ago than the journal reaches")
             table.add_row("looked in", escape("\n".join(names)) or "no layout: no tier has used this directory")
-            return table
+            return Group(table, *history)
         rest = [f"… and {len(files) - _SHOWN} more files: give more digits"] if len(files) > _SHOWN else []
-        return Group(*(_table(file, now) for file in files[:_SHOWN]), *rest)
+        return Group(*(_table(file, now) for file in files[:_SHOWN]), *rest, *history)
 
 
 def _inspected(place: Place, layout: CheckedLayout) -> InspectedFile:
@@ -101,6 +111,46 @@ def _table(inspected: InspectedFile, now: float) -> RenderableType:
     trouble = verdict.trouble.removeprefix(f"{file.path}: ")
     table.add_row("verified", "[green]good[/green]" if good else f"[red]{verdict.state.value}: {escape(trouble)}[/red]")
     return table
+
+
+def _history(left: Sequence[Departure], now: float) -> RenderableType:
+    table = facts()
+    for departure in left[-_SHOWN:]:
+        when = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(departure.when))}, "
+        when += f"{age_text(now - departure.when)} ago"
+        key = f"{block_hash_of(departure.key).hex()}, group {group_of(departure.key)}"
+        table.add_row("left", f"{when}: {_reason(departure)}")
+        table.add_row("", escape(f"{key}, {size_text(departure.nbytes)}, {departure.directory}"))
+    if len(left) > _SHOWN:
+        table.add_row("", f"… and {len(left) - _SHOWN} times before: --json tells all of them")
+    return table
+
+
+def _reason(departure: Departure) -> str:
+    because = f", for the sake of {cause(departure.why)}" if departure.why else ""
+    match departure.what:
+        case Fate.EVICTED:
+            return f"evicted{because}"
+        case Fate.CORRUPT:
+            return "set aside, since it was not the block" + (f" ({departure.why})" if departure.why else "")
+        case Fate.DISCARDED:
+            return "removed from quarantine" + (" by gc" if departure.why == "gc" else because)
+        case Fate.COLLECTED:
+            return f"removed by gc ({departure.why})"
+        case _:
+            return departure.what.value + because
+
+
+def _departure_figures(departure: Departure) -> dict[str, object]:
+    return {
+        "when": departure.when,
+        "what": departure.what.value,
+        "why": departure.why,
+        "bytes": departure.nbytes,
+        "directory": departure.directory,
+        "block_hash": block_hash_of(departure.key).hex(),
+        "group": group_of(departure.key),
+    }
 
 
 def _meaning(inspected: InspectedFile) -> str:

@@ -17,6 +17,7 @@ from rich.markup import escape
 from asyncoffload.cli.results import ALL_WELL, age_text, ended, facts, progress, show, size_text
 from asyncoffload.core.layout import describe
 from asyncoffload.errors import ConfigError
+from asyncoffload.tiers.fs.departures import departures_since
 from asyncoffload.tiers.fs.stored_layout import read_stored_layout
 from asyncoffload.tiers.fs.summary import AGES, LayoutSummary, Sum, summarise
 from asyncoffload.tiers.fs.survey import (
@@ -27,8 +28,10 @@ from asyncoffload.tiers.fs.survey import (
     strange_entries,
 )
 from asyncoffload.tiers.fs.usage import ACCOUNT, Usage, UsageBusyError
+from asyncoffload.types import Fate
 
 _BAR = 24
+_HOUR = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class InspectCommand:
         with progress(sum(len(fan_out_of(directory)) for directory in directories), "looking") as advance:
             layouts = [_inspected(directory, now, advance) for directory in directories]
         strange = strange_entries(root)
+        left = departures_since(root, now - _HOUR)
         account = _account(root) if any(layout.summary.in_use for layout in layouts) else None
         space = os.statvfs(root)
         figures = {
@@ -77,9 +81,13 @@ class InspectCommand:
             "disk_bytes": sum(layout.summary.disk_bytes for layout in layouts),
             "account": None if account is None else asdict(account),
             "layouts": [_figures(layout) for layout in layouts],
+            "left_in_last_hour": [
+                {"what": what.value, "why": why, "blocks": blocks} for (what, why), blocks in sorted(left.items())
+            ],
             "strange": strange,
         }
-        show(figures, lambda: self._tables(layouts, strange, account, space.f_bavail * space.f_frsize, now), self.json)
+        free_bytes = space.f_bavail * space.f_frsize
+        show(figures, lambda: self._tables(layouts, strange, account, left, free_bytes, now), self.json)
         return ALL_WELL
 
     def _tables(
@@ -87,6 +95,7 @@ class InspectCommand:
         layouts: Sequence[InspectedLayout],
         strange: Sequence[str],
         account: Account | None,
+        left: Mapping[tuple[Fate, str], int],
         free_bytes: int,
         now: float,
     ) -> RenderableType:
@@ -96,6 +105,9 @@ class InspectCommand:
         table.add_row("space", f"{size_text(total)} in {len(layouts)} layouts, {size_text(free_bytes)} free")
         if account is not None:
             table.add_row("account", _account_text(account))
+        if left:
+            reasons = [f"{n:,} {what.value}" + (f" ({why})" if why else "") for (what, why), n in sorted(left.items())]
+            table.add_row("left", f"in the last hour {', '.join(reasons)}")
         if strange:
             names = ", ".join(map(repr, strange[:5])) + (" …" if len(strange) > 5 else "")
             table.add_row("not ours", escape(f"{len(strange)} entries that no tier made: {names}"))

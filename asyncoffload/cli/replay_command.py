@@ -41,6 +41,8 @@ class ReplayCommand:
     device_blocks: int
     host_bytes: int
     policy: str
+    write_policy: str
+    dirty_victims: str
     fs_dir: Path | None
     fs_threads: int | str
     direct_io: str
@@ -52,6 +54,7 @@ class ReplayCommand:
     json: Path | None
     plot: Path | None
     metrics_port: int | None = None
+    durability: str = "none"
 
     def run(self) -> int:
         """Play, print the table, write the files; the result is the exit status of the process."""
@@ -88,10 +91,13 @@ class ReplayCommand:
             "root_dir": root,
             "io_threads": self.fs_threads,
             "direct_io": self.direct_io,
+            "durability": self.durability,
         }
         settings: dict[str, object] = {
             "host_bytes": self.host_bytes,
             "policy": self.policy,
+            "write_policy": self.write_policy,
+            "dirty_victims": self.dirty_victims,
             "model": "replay",
             "block_size": TOKENS_PER_BLOCK,
             "block_bytes": self.block_bytes,
@@ -140,6 +146,7 @@ class ReplayCommand:
             "pace": pace,
             "in flight": str(self.concurrency) + (", settled in between" if self.settle else ""),
             "policy": self.policy,
+            "writes": f"{self.write_policy}, dirty victims: {self.dirty_victims}",
             "loop": self.loop,
             "gc": "frozen after start",
         }

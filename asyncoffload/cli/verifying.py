@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 from asyncoffload.errors import ConfigError
 from asyncoffload.tiers.fs.checking import BlockChecker, State, Verdict
+from asyncoffload.tiers.fs.departures import Departures
 from asyncoffload.tiers.fs.pace import Pace
 from asyncoffload.tiers.fs.stored_layout import read_stored_layout
 from asyncoffload.tiers.fs.survey import FoundFile, Kind, LayoutDirectory, fan_out_of, files_in
 from asyncoffload.tiers.fs.usage import ACCOUNT, Usage, UsageBusyError, bucket_of
-from asyncoffload.types import KVLayout
+from asyncoffload.types import Fate, KVLayout
 
 _BATCH = 16
 _BATCHES_AHEAD = 4
@@ -152,12 +153,16 @@ class Verification:
 
 
 def tell_neighbours(root: str, layouts: Sequence[CheckedLayout]) -> None:
-    """Have those who keep the account of the root count again where blocks were set aside.
+    """Write down which blocks were set aside, and have those who keep the account of the root count again there.
 
     One that was set aside may have taken the place of an older one. Without an account there is nothing to tell, and a
     process that is the first to use a root counts again anyway.
     """
-    paths = [block.path for checked in layouts for block in checked.bad if block.verdict.set_aside]
+    aside = [block for checked in layouts for block in checked.bad if block.verdict.set_aside]
+    paths, departures = [block.path for block in aside], Departures(root)
+    for block in aside:
+        departures.note(block.path, block.verdict.nbytes, Fate.CORRUPT, "verify")
+    departures.flush()
     if not paths or not os.path.exists(os.path.join(root, ACCOUNT)):
         return
     with suppress(OSError, UsageBusyError):

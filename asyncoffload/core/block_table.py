@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, compress, takewhile
 
 import numpy as np
 
+from asyncoffload.core.cold_tail import ColdTail
+from asyncoffload.core.copies import Copies
+from asyncoffload.core.free_slots import FreeSlots, HeldAmong
 from asyncoffload.core.policies import EvictionPolicy
+from asyncoffload.core.slot_arrays import check_distinct, slots_in
 from asyncoffload.core.write import Write
 from asyncoffload.errors import InternalError, InvalidArgument
 from asyncoffload.keys import OffloadKey, checked_keys
 from asyncoffload.types import Int32s, Int64s
-
-VICTIM_WINDOW = 64
-"""How many blocks further a clean victim is looked for before a block without a copy is given up."""
 
 
 class BlockTable:
@@ -32,6 +33,7 @@ class BlockTable:
         n_slots: how many blocks fit.
         policy: decides who is evicted; from now on it belongs to this table.
         n_tiers: how many secondary tiers there are. A block has one clean bit for each: "this tier has a copy".
+        keep_dirty: no block is evicted of which no tier has a copy, if there are tiers.
         held_among: those of some slots whose memory is used by somebody the table does not know.
 
     Attributes:
@@ -39,6 +41,9 @@ class BlockTable:
         writing: the blocks being written and their slots; not to be changed from outside.
         doomed: blocks voided while they were held, and their slots; they cannot be written until the last holder
             has let go. Not to be changed from outside.
+        cold: the order in which blocks leave.
+        keeps_dirty: whether a block stays until some tier has a copy.
+        touched: how often a block was touched so far.
         evicted: blocks evicted so far.
         lost: how many of those no tier had a copy of.
     """
@@ -49,7 +54,8 @@ class BlockTable:
         policy: EvictionPolicy,
         *,
         n_tiers: int = 0,
-        held_among: Callable[[Sequence[int]], set[int]] | None = None,
+        keep_dirty: bool = False,
+        held_among: HeldAmong | None = None,
     ) -> None:
         if n_slots <= 0:
             raise InvalidArgument(f"a primary tier needs one slot or more, got {n_slots}")
@@ -57,26 +63,34 @@ class BlockTable:
         self.ready: dict[OffloadKey, int] = {}
         self.writing: dict[OffloadKey, int] = {}
         self.doomed: dict[OffloadKey, int] = {}
+        self.keeps_dirty = keep_dirty and n_tiers > 0
+        self.touched = 0
         self.evicted = 0
         self.lost = 0
         self._doomed_keys: dict[int, OffloadKey] = {}
         self._policy = policy
         self._policy.reset(n_slots)
         self._has_tiers = n_tiers > 0
-        self._held_among = held_among
-        self._free = list(range(n_slots - 1, -1, -1))
-        self._quarantine: set[int] = set()
+        self._free = FreeSlots(n_slots, held_among)
+        self._depth = np.zeros(n_slots, dtype=np.int32)
         self._key_of = np.full(n_slots, OffloadKey(b""), dtype=np.object_)
         self._readers = np.zeros(n_slots, dtype=np.int32)
         self._pinned = 0  # ready slots with a reader
         self._generation = np.zeros(n_slots, dtype=np.int64)  # 0: nobody writes the slot
         self._last_generation = 0
-        self._clean = np.zeros(n_slots, dtype=np.int64)
+        self._copies = Copies(n_slots)
+        self.cold = ColdTail(policy, self._readers, self._copies, n_tiers, keep_dirty=keep_dirty, held_among=held_among)
 
     @property
     def available(self) -> int:
-        """How many slots a write could get at most: free ones, and those of ready blocks without readers."""
-        return len(self._free) + len(self.ready) - self._pinned
+        """How many slots a write could get at most: free ones, and those of ready blocks that may be evicted."""
+        idle = len(self.ready) - self._pinned
+        if self._free.stranded:
+            idle -= self._idle_stranded
+        if self.keeps_dirty and idle:
+            clean = self._copies.idle_and_clean(self._readers) if self._pinned else self._copies.clean
+            idle = min(idle, clean)
+        return len(self._free) + idle
 
     @property
     def free(self) -> int:
@@ -85,13 +99,28 @@ class BlockTable:
 
     @property
     def pinned(self) -> int:
-        """Ready blocks that somebody reads."""
+        """Ready blocks that somebody reads, be it to copy them to a tier."""
         return self._pinned
+
+    @property
+    def copied_to_tiers(self) -> int:
+        """Blocks that are being read to copy them to a tier."""
+        return self._copies.under_way
+
+    @property
+    def n_dirty(self) -> int:
+        """Ready blocks that no tier has a copy of; 0 for a table without tiers."""
+        return len(self.ready) - self._copies.clean if self._has_tiers else 0
 
     @property
     def quarantined(self) -> int:
         """Slots whose block has left while their memory was still in use."""
-        return len(self._quarantine)
+        return len(self._free.quarantine)
+
+    @property
+    def quarantined_for_now(self) -> int:
+        """Those among them that can be expected back."""
+        return len(self._free.quarantine - self._free.stranded)
 
     def prefix(self, keys: Sequence[OffloadKey]) -> int:
         """How many of the leading keys are ready."""
@@ -109,6 +138,7 @@ class BlockTable:
         slots = self._ready_slots(dict.fromkeys(keys))
         if len(slots):
             self._policy.touch(slots)
+            self.touched += len(slots)
 
     # ---- readers
 
@@ -119,7 +149,7 @@ class BlockTable:
             KeyError: a block is not ready; none was pinned.
         """
         slots = slots_in(self.ready, keys)
-        _check_distinct(slots)
+        check_distinct(slots)
         self.pin_slots(slots)
         return list(slots.tolist())
 
@@ -132,7 +162,7 @@ class BlockTable:
     def unpin(self, slots: Sequence[int]) -> None:
         """Take a reader from each of these slots, all different. A doomed block leaves with its last one."""
         held = np.array(slots, dtype=np.int64)
-        _check_distinct(held)
+        check_distinct(held)
         self.unpin_slots(held)
 
     def unpin_slots(self, slots: Int64s) -> None:
@@ -152,7 +182,7 @@ class BlockTable:
         """Hand out a slot for each of these blocks that is absent: for all of them or for none.
 
         Room is made by evicting ready blocks without readers, the coldest first, but rather blocks of which some
-        tier has a copy. No block of ``keys`` or ``keep`` is evicted.
+        tier has a copy, and none of the others where the table keeps them. No block of ``keys`` or ``keep`` is evicted.
 
         Returns:
             What is to be written where. None where there is no room for all of it; then nothing has changed.
@@ -168,15 +198,15 @@ class BlockTable:
         victims: Sequence[OffloadKey] = []
         lost = 0
         if need > 0:
-            if len(new) > self.available:
+            if need > len(self.ready) - self._pinned or (self.keeps_dirty and need > self._copies.clean):
                 return None
             present = keys if len(new) < len(keys) else ()
-            victim_slots = self._victims(need, self._ready_slots(chain(present, keep)))
+            stay = self._ready_slots(chain(present, keep))
+            victim_slots = self.cold.victims(need, stay, some_read=self._pinned > 0)
             if len(victim_slots) < need:
                 return None
             victims, lost = self._evict(victim_slots)
-        places = self._free[: -len(new) - 1 : -1]
-        del self._free[-len(new) :]
+        places = self._free.take(len(new))
         slots = np.array(places, dtype=np.int32)
         self._last_generation += 1
         self._generation[slots] = self._last_generation
@@ -204,7 +234,7 @@ class BlockTable:
             return self._arrive(keys, slots)
         failed = owned & ~arrived
         self._end_writing(list(compress(keys, failed)))
-        self._give_back(slots[failed].tolist())
+        self._free.give_back(slots[failed].tolist())
         return self._arrive(list(compress(keys, arrived)), slots[arrived])
 
     def reset(self) -> list[OffloadKey]:
@@ -223,38 +253,72 @@ class BlockTable:
         self.writing.clear()
         self._pinned = 0
         self._policy.reset(self.n_slots)
-        self._give_back(idle)
+        self._copies.forget_all()
+        self._free.give_back(idle)
         return left
 
     def release(self, slots: Iterable[int]) -> None:
         """The memory of these slots is no longer in use: those in quarantine can be handed out again."""
-        released = self._quarantine.intersection(slots)
-        self._quarantine -= released
-        self._free.extend(released)
+        self._free.release(slots)
+
+    def strand(self, slots: Iterable[int]) -> None:
+        """The memory of these slots stays in use for longer than anybody should wait, until :meth:`release`."""
+        self._free.stranded.update(slots)
+
+    # ---- places in prompts
+
+    def set_depths(self, slots: Sequence[int] | Int32s, depths: Iterable[int]) -> None:
+        """Note how many blocks of its prompt come before that of each slot; nothing here depends on it."""
+        self._depth[slots] = np.fromiter(depths, dtype=np.int32, count=len(slots))
+
+    def depths_of(self, slots: Sequence[int]) -> list[int]:
+        """What was noted of the blocks in these slots."""
+        depths: list[int] = self._depth[slots].tolist()
+        return depths
 
     # ---- copies in tiers
 
     def mark_clean(self, keys: Iterable[OffloadKey], tier: int) -> None:
         """The tier has a copy of these blocks. Those that are not ready are ignored."""
-        self._clean[self._ready_slots(keys)] |= 1 << tier
+        self._copies.add(self._ready_slots(dict.fromkeys(keys)), tier)
 
     def mark_dirty(self, keys: Iterable[OffloadKey], tier: int) -> None:
         """The tier has no copy of these blocks any more. Those that are not ready are ignored."""
-        self._clean[self._ready_slots(keys)] &= ~(1 << tier)
+        self._copies.remove(self._ready_slots(dict.fromkeys(keys)), tier)
 
-    def dirty(self, window: int, tier: int) -> list[OffloadKey]:
-        """Of the ``window`` coldest blocks those without readers of which the tier has no copy, coldest first."""
-        coldest = _first(self._policy.cold(), window)
-        found = coldest[(self._readers[coldest] == 0) & (self._clean[coldest] & (1 << tier) == 0)]
-        return self._keys_of(found)
+    def slots_for(self, keys: Sequence[OffloadKey], keep: Sequence[OffloadKey]) -> int:
+        """How many slots must be free, or hold clean blocks, for these keys to be written while others are kept."""
+        return len(self.absent(keys)) + int(np.count_nonzero(self._copies.has_any(self._ready_slots(keep))))
+
+    def dirty(self, slots: Int32s, tier: int) -> list[OffloadKey]:
+        """The blocks in those of the slots of which the tier has no copy, and is not being given one."""
+        return self._keys_of(self._copies.missing(slots, tier))
 
     def dirty_among(self, keys: Iterable[OffloadKey], tier: int) -> list[OffloadKey]:
-        """Those of these blocks that are ready and of which the tier has no copy, each once."""
-        slots = self._ready_slots(dict.fromkeys(keys))
-        found = slots[self._clean[slots] & (1 << tier) == 0]
-        return self._keys_of(found)
+        """Those of these blocks that are ready, and dirty for the tier, each once."""
+        return self.dirty(self._ready_slots(dict.fromkeys(keys)), tier)
+
+    def begin_copies(self, keys: Sequence[OffloadKey], tier: int) -> list[int]:
+        """The tier is being given copies of these blocks, ready and all different: pin them, return their slots."""
+        slots = slots_in(self.ready, keys)
+        check_distinct(slots)
+        self.pin_slots(slots)
+        self._copies.begin(slots, tier)
+        return list(slots.tolist())
+
+    def end_copies(self, slots: Sequence[int], tier: int) -> None:
+        """That has ended, well or not: unpin them."""
+        ended = np.array(slots, dtype=np.int64)
+        self._copies.end(ended, tier)
+        self.unpin_slots(ended)
 
     # ---- inside
+
+    @property
+    def _idle_stranded(self) -> int:
+        stranded = np.array(list(self._free.stranded), dtype=np.int64)
+        idle = stranded[self._readers[stranded] == 0].tolist()
+        return sum(self.ready.get(key) == slot for key, slot in zip(self._key_of[idle], idle, strict=True))
 
     def _keys_of(self, slots: Int32s) -> list[OffloadKey]:
         keys: list[OffloadKey] = self._key_of[slots].tolist()
@@ -263,33 +327,13 @@ class BlockTable:
     def _ready_slots(self, keys: Iterable[OffloadKey]) -> Int32s:
         return np.array([slot for slot in map(self.ready.get, keys) if slot is not None], dtype=np.int32)
 
-    def _victims(self, need: int, keep: Int32s) -> Int32s:
-        if not self._has_tiers:
-            return _first(self._idle(keep), need)
-        window = _first(self._idle(keep), need + VICTIM_WINDOW)
-        copied = self._clean[window] != 0
-        return np.concatenate((window[copied], window[~copied]))[:need]
-
-    def _idle(self, keep: Int32s) -> Iterator[Int32s]:
-        for slots in self._policy.cold():
-            idle = slots[self._readers[slots] == 0] if self._pinned else slots
-            if len(keep):
-                idle = idle[~np.isin(idle, keep)]
-            if self._held_among is None:
-                yield idle
-                continue
-            for start in range(0, len(idle), VICTIM_WINDOW):  # asking takes a lock: ask only as far as necessary
-                piece = idle[start : start + VICTIM_WINDOW]
-                held = self._held_among(piece.tolist())
-                yield piece[~np.isin(piece, list(held))] if held else piece
-
     def _evict(self, slots: Int32s) -> tuple[Sequence[OffloadKey], int]:
         keys = self._keys_of(slots)
         deque(map(self.ready.__delitem__, keys), maxlen=0)
         self._policy.evict(keys, slots)
-        self._free.extend(slots.tolist())
+        self._free.add(slots.tolist())
         self.evicted += len(keys)
-        lost = int(np.count_nonzero(self._clean[slots] == 0)) if self._has_tiers else 0
+        lost = len(keys) - self._copies.forget(slots) if self._has_tiers else 0
         self.lost += lost
         return keys, lost
 
@@ -297,7 +341,6 @@ class BlockTable:
         self._end_writing(keys)
         self._key_of[slots] = keys
         self.ready.update(zip(keys, slots.tolist(), strict=True))
-        self._clean[slots] = 0
         self._policy.insert(keys, slots)
         return list(keys)
 
@@ -312,51 +355,11 @@ class BlockTable:
         gone = [slot for slot in slots if slot in self._doomed_keys]
         for slot in gone:
             del self.doomed[self._doomed_keys.pop(slot)]
-        self._give_back(gone)
+        self._free.give_back(gone)
         return len(gone)
-
-    def _give_back(self, slots: Iterable[int]) -> None:
-        if self._held_among is None:
-            self._free.extend(slots)
-            return
-        freed = list(slots)
-        held = self._held_among(freed)
-        self._quarantine |= held
-        self._free.extend(slot for slot in freed if slot not in held)
 
     def __repr__(self) -> str:
         return (
             f"<BlockTable of {self.n_slots} slots: {len(self.ready)} ready ({self._pinned} pinned), "
             f"{len(self.writing)} writing, {len(self.doomed)} doomed, {self.quarantined} quarantined, {self.free} free>"
         )
-
-
-def slots_in(state: dict[OffloadKey, int], keys: Sequence[OffloadKey]) -> Int64s:
-    """The slots of these keys, all of which are in this state, in the type that numpy indexes by without converting.
-
-    Raises:
-        KeyError: a key is not.
-    """
-    return np.fromiter(map(state.__getitem__, keys), dtype=np.int64, count=len(keys))
-
-
-def distinct(slots: Int64s) -> bool:
-    """Whether no slot appears twice."""
-    ordered = np.sort(slots)
-    return not np.count_nonzero(ordered[1:] == ordered[:-1])
-
-
-def _check_distinct(slots: Int64s) -> None:
-    if not distinct(slots):
-        raise InternalError(f"a slot appears twice in {slots.tolist()}: readers are counted once per call and slot")
-
-
-def _first(pieces: Iterable[Int32s], count: int) -> Int32s:
-    """The first ``count`` elements of what the arrays hold together, or all where they hold fewer."""
-    taken = [np.empty(0, dtype=np.int32)]
-    for piece in pieces:
-        taken.append(piece[:count])
-        count -= len(taken[-1])
-        if not count:
-            break
-    return np.concatenate(taken)

@@ -1,19 +1,21 @@
 """Cascades: which ready blocks are copied to which secondary tier, and when.
 
-Write-through offers a block when its store completes. A tier takes a bounded number of blocks at a time; what is over
-the bound is shed, stays dirty, and is offered again: when the tier has room, in the order in which it was shed, and
-when it nears eviction. So shedding is deferral while the block lives, and loss only when it is evicted.
+Write-through offers a block to every tier when its store completes; demotion does not. Under both a cleaner looks over
+the cold tail again and again, and offers what is dirty there, so that eviction finds clean victims. A tier takes a
+bounded number of blocks at a time. What it has no room for, or sheds, waits in its line while the block lives; what is
+dirty when it is evicted is lost, or is not evicted, as the table was told.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from asyncoffload.core.block_table import BlockTable
+from asyncoffload.core.cleaning import BatchWindow, CleanWindow
 from asyncoffload.keys import OffloadKey
-from asyncoffload.types import Status
+from asyncoffload.types import Int32s, Status, WritePolicy
 
 
 @dataclass(slots=True)
@@ -21,28 +23,33 @@ class _Outlet:
     """What one tier takes.
 
     Attributes:
+        cold: what was dirty in the cold tail when it was last looked over and waits to be offered, coldest first.
+        put_off: what was stored since, and it had no room for.
         waiting: blocks offered and not handed out yet, with their pinned slots.
-        shed_keys: blocks that it had no room for, to be offered again.
         in_flight: blocks offered or handed out; no block is twice.
-        walk_due: it is its turn to have the cold tail walked for it.
-        walk_cut_short: the last walk found more than there was room for.
         refuses: of the last batch it took nothing; it is offered nothing again before it takes something.
+        another_chance: but for once, since the cold tail was looked over.
         stored, failed: counts of blocks.
         over_limit, refused, dropped: counts of blocks that were shed: because too many were in flight, by the tier,
             and because offers were taken back.
     """
 
-    shed_keys: deque[OffloadKey]
+    put_off: deque[OffloadKey]
+    cold: deque[OffloadKey] = field(default_factory=deque)
     waiting: list[tuple[OffloadKey, int]] = field(default_factory=list)
     in_flight: set[OffloadKey] = field(default_factory=set)
-    walk_due: bool = False
-    walk_cut_short: bool = False
     refuses: bool = False
+    another_chance: bool = False
     stored: int = 0
     failed: int = 0
     over_limit: int = 0
     refused: int = 0
     dropped: int = 0
+
+    @property
+    def willing(self) -> bool:
+        """Whether it may be offered something."""
+        return not self.refuses or self.another_chance
 
     @property
     def shed(self) -> int:
@@ -55,68 +62,108 @@ class Cascades:
 
     Args:
         table: the primary; a block in flight to a tier is pinned in it.
-        n_tiers: how many tiers there are.
+        hints: one per tier: "I believe I have it". A dirty block that a tier has is clean, and not written again.
+        policy: when blocks are offered.
         limit: blocks that may be offered or in flight per tier.
-        window: how many of the coldest blocks the cleaner looks at.
+        window: how many of the coldest blocks the cleaner looks at, or at least looks at.
     """
 
-    def __init__(self, table: BlockTable, n_tiers: int, *, limit: int, window: int) -> None:
+    def __init__(
+        self,
+        table: BlockTable,
+        hints: Sequence[Callable[[OffloadKey], bool]],
+        *,
+        policy: WritePolicy,
+        limit: int,
+        window: int,
+    ) -> None:
         self._table = table
+        self._hints = tuple(hints)
+        self._through = policy == "write_through"
         self._limit = limit
-        self._window = window
-        self._outlets = [_Outlet(deque(maxlen=table.n_slots)) for _ in range(n_tiers)]
-        self._last_walk = self._pressure
-        self._closed = False
+        self._window = CleanWindow(table, window) if self._through else BatchWindow(table, window)
+        self._outlets = [_Outlet(deque(maxlen=table.n_slots)) for _ in hints]
+        self._flushing = False
+        self._wanted = 0  # slots that somebody needs and cannot have, where dirty blocks stay
+        self._seen: tuple[int, ...] | None = None  # what there was when victims were last looked for
+        self._least_dirty = 0  # the least number of dirty blocks when they were, while nothing else had changed
+        self._closed = not hints
 
-    def offer(self, keys: Sequence[OffloadKey]) -> None:
-        """Offer newly stored blocks to every tier; what a tier has no room for is shed."""
+    def offer(self, keys: Sequence[OffloadKey]) -> list[tuple[int, Sequence[OffloadKey]]]:
+        """Blocks were stored: write-through offers them to every tier; what a tier has no room for is shed.
+
+        Returns:
+            The tiers that had no room, and the blocks that each of them shed.
+        """
+        shed: list[tuple[int, Sequence[OffloadKey]]] = []
+        if not self._through:
+            return shed
         for tier, outlet in enumerate(self._outlets):
             taken = self._offer_to(tier, keys)
             outlet.over_limit += len(keys) - taken
-            outlet.shed_keys.extend(keys[taken:])
+            if taken < len(keys):
+                outlet.put_off.extend(keys[taken:])
+                shed.append((tier, keys[taken:]))
+        return shed
 
     def offer_again(self) -> None:
-        """Offer what was shed to tiers with room, and the cold tail if enough slots were taken since its last walk."""
+        """Look over the cold tail if that is due, and offer what is in line to tiers with room."""
         if self._closed:
             return
-        walk_due = self._walk_due
-        if walk_due:
-            self._last_walk = self._pressure
+        if self._window.due():
+            self._look_over(self._table.cold.coldest(self._window.blocks))
+        if self._is_short():
+            self._seek_victims()
         for tier, outlet in enumerate(self._outlets):
-            outlet.walk_due = outlet.walk_due or walk_due
-            while self._can_offer_again(outlet) and (room := self._room(outlet)):
-                again = [outlet.shed_keys.popleft() for _ in range(min(room, len(outlet.shed_keys)))]
-                dirty = self._table.dirty_among(again, tier)
-                self._offer_to(tier, [key for key in dirty if key not in outlet.in_flight])
-            room = self._room(outlet)
-            if outlet.walk_due and room:
-                dirty = self._table.dirty(self._window, tier)
-                outlet.walk_due, outlet.walk_cut_short = False, len(dirty) > room
-                self._offer_to(tier, dirty)
+            for line in (outlet.cold, outlet.put_off):
+                while line and outlet.willing and (room := self._room(outlet)):
+                    again = [line.popleft() for _ in range(min(room, len(line)))]
+                    self._offer_to(tier, self._table.dirty_among(again, tier))
+                outlet.another_chance = False
+        self._flushing = self._flushing and any(outlet.cold and outlet.in_flight for outlet in self._outlets)
 
-    @property
-    def _pressure(self) -> int:
-        """Grows with every slot that is taken."""
-        return self._table.evicted - self._table.free
+    def flush(self) -> None:
+        """Offer every ready block to every tier that has no copy of it, coldest first."""
+        if not self._closed:
+            self._flushing = True
+            self._look_over(self._table.cold.everything())
 
-    @property
-    def _walk_due(self) -> bool:
-        return self._table.free < self._window and self._pressure - self._last_walk >= max(1, self._window // 2)
+    def make_room(self, slots: int, *, insist: bool = False) -> bool:
+        """Somebody cannot have so many slots: look for blocks that are victims once they are clean, and offer them.
 
-    def _room(self, outlet: _Outlet) -> int:
-        return 0 if self._closed else max(0, self._limit - len(outlet.in_flight))
+        Args:
+            slots: how many are wanted in all.
+            insist: offer them also to tiers that took nothing of late.
 
-    def _can_offer_again(self, outlet: _Outlet) -> bool:
-        return bool(outlet.shed_keys) and not outlet.refuses and self._limit > 0
+        Returns:
+            Whether something was looked over, so that to try again is not in vain.
+        """
+        if not self._table.keeps_dirty or self._closed or slots > self._table.n_slots:
+            return False
+        if insist and not self.busy and any(outlet.refuses for outlet in self._outlets):
+            self.forgive()
+        self._wanted = max(self._wanted, slots)
+        looks = self._is_short()
+        self.offer_again()
+        return looks
 
-    def _offer_to(self, tier: int, keys: Sequence[OffloadKey]) -> int:
-        """Take as many of the keys as there is room for; returns how many."""
-        outlet = self._outlets[tier]
-        taken = keys[: self._room(outlet)]
-        if taken:
-            outlet.in_flight.update(taken)
-            outlet.waiting.extend(zip(taken, map(int, self._table.pin(taken)), strict=True))
-        return len(taken)
+    def may_make_room(self, slots: int) -> bool:
+        """Whether so many slots may ever be had, though the tiers are as they are.
+
+        Otherwise they would have to come from dirty blocks that no tier takes, or not without giving up others.
+        """
+        table = self._table
+        if self.busy or table.n_slots - table.n_dirty >= slots:
+            return True
+        if self._closed or self._limit <= 0 or not any(outlet.willing for outlet in self._outlets):
+            return False
+        return table.pinned > 0 or bool(table.writing) or self._is_short()
+
+    def forgive(self) -> None:
+        """Offer blocks again to tiers that took nothing of late."""
+        self._seen = None
+        for outlet in self._outlets:
+            outlet.refuses = False
 
     def take(self, batch: int) -> tuple[int, list[OffloadKey], list[int]] | None:
         """What to hand to a tier next: the tier, at most ``batch`` keys, and their pinned slots."""
@@ -132,12 +179,11 @@ class Cascades:
         outlet.in_flight.difference_update(keys)
         arrived = [key for key, status in zip(keys, statuses, strict=True) if status is Status.DONE]
         self._table.mark_clean(arrived, tier)
-        self._table.unpin(slots)
+        self._table.end_copies(slots, tier)
         shed = [key for key, status in zip(keys, statuses, strict=True) if status is Status.SHED]
         cancelled = sum(status is Status.CANCELLED for status in statuses)
         outlet.refuses = not arrived
-        outlet.walk_due = outlet.walk_due or (outlet.walk_cut_short and bool(arrived))
-        outlet.shed_keys.extend(shed)
+        self._put_off(outlet, shed)
         outlet.stored += len(arrived)
         outlet.refused += len(shed)
         outlet.dropped += cancelled
@@ -145,12 +191,13 @@ class Cascades:
 
     def drop(self) -> None:
         """Take back the offers that were not handed out yet."""
-        for outlet in self._outlets:
+        for tier, outlet in enumerate(self._outlets):
             outlet.in_flight.difference_update(key for key, _ in outlet.waiting)
             outlet.dropped += len(outlet.waiting)
-            self._table.unpin([slot for _, slot in outlet.waiting])
+            self._table.end_copies([slot for _, slot in outlet.waiting], tier)
             outlet.waiting.clear()
-            outlet.shed_keys.clear()
+            outlet.cold.clear()
+            outlet.put_off.clear()
 
     def close(self) -> None:
         """Take no more offers."""
@@ -158,18 +205,81 @@ class Cascades:
 
     @property
     def startable(self) -> bool:
-        """Whether something waits to be handed out, or to be offered again."""
-        if self._closed or not self._outlets:
-            return False
-        return self._walk_due or any(
-            outlet.waiting or outlet.walk_due or self._can_offer_again(outlet) for outlet in self._outlets
-        )
+        """Whether something waits to be handed out, or to be offered."""
+        return any(outlet.waiting for outlet in self._outlets) or self._offers_wait
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is in flight, nor about to be offered again."""
-        again = not self._closed and any(map(self._can_offer_again, self._outlets))
-        return not again and not any(outlet.in_flight for outlet in self._outlets)
+        """Whether nothing is in flight, nor about to be offered."""
+        return not self.busy and not self._offers_wait
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is in flight."""
+        return any(outlet.in_flight for outlet in self._outlets)
+
+    @property
+    def _offers_wait(self) -> bool:
+        if self._closed or self._limit <= 0:
+            return False
+        waiting = any((outlet.cold or outlet.put_off) and outlet.willing for outlet in self._outlets)
+        return self._window.due() or waiting or self._is_short()
+
+    # ---- the cold tail
+
+    def _look_over(self, slots: Int32s) -> None:
+        """Put what is dirty in these slots in line."""
+        self._window.looked()
+        for tier, outlet in enumerate(self._outlets):
+            dirty = self._table.dirty(slots, tier)
+            known = set(filter(self._hints[tier], dirty))
+            if known:
+                self._table.mark_clean(known, tier)
+                dirty = [key for key in dirty if key not in known]
+            if not self._flushing:
+                outlet.cold.clear()  # some of it may have been used since
+            outlet.cold.extendleft(reversed(dirty))
+            outlet.another_chance = bool(dirty)
+
+    def _is_short(self) -> bool:
+        """Whether somebody still wants slots, and victims may be found that were not there the last time."""
+        if not self._wanted or self.busy:
+            return False
+        if self._wanted <= self._table.available or not any(outlet.willing for outlet in self._outlets):
+            self._wanted = 0
+        return self._wanted > 0 and (self._seen != self._state or self._table.n_dirty < self._least_dirty)
+
+    def _seek_victims(self) -> None:
+        self._look_over(self._table.cold.coldest(max(self._wanted, self._window.blocks)))
+        dirty, known = self._table.n_dirty, self._seen == self._state
+        self._least_dirty = min(self._least_dirty, dirty) if known else dirty
+        self._seen = self._state
+
+    @property
+    def _state(self) -> tuple[int, ...]:
+        table = self._table
+        return self._wanted, table.pinned, len(table.ready), table.evicted
+
+    # ---- offers
+
+    def _room(self, outlet: _Outlet) -> int:
+        return 0 if self._closed else max(0, self._limit - len(outlet.in_flight))
+
+    def _offer_to(self, tier: int, keys: Sequence[OffloadKey]) -> int:
+        """Take as many of the keys as there is room for; returns how many."""
+        outlet = self._outlets[tier]
+        taken = keys[: self._room(outlet)]
+        if taken:
+            outlet.in_flight.update(taken)
+            outlet.waiting.extend(zip(taken, self._table.begin_copies(taken, tier), strict=True))
+        return len(taken)
+
+    def _put_off(self, outlet: _Outlet, keys: Sequence[OffloadKey]) -> None:
+        """A tier has shed these: it may take them later, after others, or before what is not as cold."""
+        if self._through:
+            outlet.put_off.extend(keys)
+        else:
+            outlet.cold.extendleft(reversed(keys))
 
     def counts(self, tier: int) -> dict[str, int]:
         """Blocks in flight, stored, shed and failed so far."""

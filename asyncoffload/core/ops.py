@@ -33,8 +33,10 @@ class Op:
         slots: the primary slot of each key; empty for a probe.
         priority: how urgent the most urgent of those who wait is.
         deadline: seconds of the monotonic clock by which somebody hopes to have it; an ordering hint.
+        depths: how many blocks of its prompt come before each key; empty for a probe.
         unwanted: keys that nobody waits for any more. The planner adds and removes keys while the op runs, and the
             tier looks at the set between blocks.
+        reasons: why blocks did not arrive, in a word or two, where the tier has said so.
     """
 
     op_id: int
@@ -44,7 +46,9 @@ class Op:
     slots: Sequence[int] = ()
     priority: Priority = Priority.DEMAND
     deadline: float | None = None
+    depths: Sequence[int] = ()
     unwanted: set[OffloadKey] = field(default_factory=set)
+    reasons: dict[OffloadKey, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (

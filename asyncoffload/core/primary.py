@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, count
 
 import numpy as np
 
-from asyncoffload.core.block_table import BlockTable, distinct, slots_in
+from asyncoffload.core.block_table import BlockTable
 from asyncoffload.core.handed_out import HandedOut
+from asyncoffload.core.journal import Journal
 from asyncoffload.core.offers import OfferCounts
+from asyncoffload.core.slot_arrays import distinct, slots_in
 from asyncoffload.core.write import Write
 from asyncoffload.errors import BlocksUnavailable, InvalidArgument
 from asyncoffload.keys import OffloadKey, checked_keys
-from asyncoffload.types import CPULoadStoreSpec, Int64s, OffloadingEvent, PrepareStoreOutput
+from asyncoffload.types import CPULoadStoreSpec, Fate, Int64s, OffloadingEvent, PrepareStoreOutput
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +44,7 @@ class PrimaryStats:
         doomed: blocks voided by a reset and still held by somebody.
         quarantined: slots whose block has left while their memory was still in use.
         free: slots that can be handed out without evicting anything.
+        dirty: readable blocks that no tier has a copy of; 0 where there are no tiers.
         stored: writes that made a block ready.
         evicted: blocks that had to make room.
         lost: those of them that no tier had a copy of.
@@ -56,6 +59,7 @@ class PrimaryStats:
     doomed: int
     quarantined: int
     free: int
+    dirty: int
     stored: int
     evicted: int
     lost: int
@@ -85,9 +89,11 @@ class Primary:
         store_threshold: a block is stored from this offer on; 1 stores it at once.
         tracked_offers: how many blocks' offers are remembered where the threshold is above 1.
         block_size: tokens per block, for events; 0 where it is not known.
+        journal: where it is written down what becomes of the blocks; by default nowhere.
 
     Attributes:
         table: the blocks.
+        journal: the journal.
         recording: whether events are kept for :meth:`take_events`.
     """
 
@@ -98,10 +104,12 @@ class Primary:
         store_threshold: int = 1,
         tracked_offers: int = 64_000,
         block_size: int = 0,
+        journal: Journal | None = None,
     ) -> None:
         if store_threshold < 1:
             raise InvalidArgument(f"a block is stored from its first offer on, or later: threshold {store_threshold}")
         self.table = table
+        self.journal = Journal(0) if journal is None else journal
         self.recording = False
         self._block_size = block_size
         self._offers = OfferCounts(store_threshold, tracked_offers)
@@ -166,8 +174,12 @@ class Primary:
             self._paired_readers[slots] -= 1
         self.table.unpin_slots(slots)
 
-    def prepare_store(self, keys: Sequence[OffloadKey]) -> PrepareStoreOutput | None:
+    def prepare_store(self, keys: Sequence[OffloadKey], depth: int = 0) -> PrepareStoreOutput | None:
         """Hand out slots for those blocks that are absent and were offered often enough: for all or for none.
+
+        Args:
+            keys: the blocks, in the order of their prompt.
+            depth: how many blocks of the prompt come before them.
 
         Returns:
             What to write where; None where there is no room for all of it, and then nothing has changed.
@@ -175,10 +187,13 @@ class Primary:
         Raises:
             InvalidArgument: a key is malformed or appears twice; nothing has changed.
         """
-        write = self.begin_store(self.offer(keys), keep=keys)
+        wanted = self.offer(keys)
+        write = self.begin_store(wanted, keep=keys)
         if write is None:
+            self.journal.add(Fate.REFUSED, self.table.absent(wanted))
             return None
         self._stores.add(write.keys, write)
+        self.place(write, keys, depth)
         return PrepareStoreOutput(list(write.keys), write_spec(write), write.evicted)  # the caller may change its list
 
     def claim_store(self, keys: Sequence[OffloadKey], spec: CPULoadStoreSpec | None = None) -> Write:
@@ -239,6 +254,8 @@ class Primary:
         absent = self.table.absent(checked_keys(keys))
         wanted = self._offers.admit(absent)
         self._deferred += len(absent) - len(wanted)
+        if len(wanted) < len(absent):
+            self.journal.add(Fate.DEFERRED, list(set(absent).difference(wanted)))
         return wanted
 
     def begin_store(self, keys: Sequence[OffloadKey], *, keep: Sequence[OffloadKey] = ()) -> Write | None:
@@ -247,11 +264,22 @@ class Primary:
         if write is None:
             self._refused += 1
         elif write.evicted:
+            self.journal.evicted(write)
             self._record(write.evicted, removed=True)
         return write
 
-    def finish_store(self, write: Write, ok: bool | Sequence[bool] = True) -> list[OffloadKey]:
-        """The writing of these blocks has ended; see :meth:`BlockTable.end_write`."""
+    def place(self, write: Write, keys: Sequence[OffloadKey], depth: int) -> None:
+        """Note where in their prompt the blocks of a write lie: at the end of ``keys``, ``depth`` blocks further on."""
+        self.table.set_depths(write.slot_array, count(depth + len(keys) - len(write.keys)))
+
+    def finish_store(self, write: Write, ok: bool = True) -> list[OffloadKey]:
+        """The device has written these blocks, or has not; see :meth:`BlockTable.end_write`."""
+        arrived = self.finish_write(write, ok)
+        self.journal.add(Fate.STORED if ok else Fate.FAILED, arrived if ok else write.keys)
+        return arrived
+
+    def finish_write(self, write: Write, ok: bool | Sequence[bool] = True) -> list[OffloadKey]:
+        """The writing of these blocks has ended, whoever wrote them; see :meth:`BlockTable.end_write`."""
         arrived = self.table.end_write(write, ok)
         self._stored += len(arrived)
         if arrived:
@@ -264,6 +292,7 @@ class Primary:
         """Void every block; see :meth:`BlockTable.reset`. Returns the blocks that were ready until now."""
         left = self.table.reset()
         if left:
+            self.journal.add(Fate.VOIDED, left)
             self._record(left, removed=True)
         return left
 
@@ -283,6 +312,7 @@ class Primary:
             doomed=len(table.doomed),
             quarantined=table.quarantined,
             free=table.free,
+            dirty=table.n_dirty,
             stored=self._stored,
             evicted=table.evicted,
             lost=table.lost,

@@ -1,9 +1,12 @@
-"""Promotions: which found blocks get a slot of the primary next, by turns, and first come, first served within each."""
+"""Promotions: which found blocks get a slot of the primary next, by turns, and first come, first served within each.
+
+The urgent come first, but now and then a promotion goes to those whom they overtake, so that nobody waits for ever.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 
 from asyncoffload.core.keeping import Turn
@@ -15,6 +18,9 @@ from asyncoffload.types import Status
 
 MAX_PROMOTION_BLOCKS = 64
 """Blocks of one promotion: few enough that the copy of one to the device overlaps with the reading of the next."""
+
+OVERTAKEN = 7
+"""Promotions that may overtake a priority while it waits; the next one is its own."""
 
 
 class Promotions:
@@ -33,7 +39,8 @@ class Promotions:
         self._limit = max(1, limit)
         self._in_flight = 0
         self._lines: dict[Turn, deque[Fetch]] = {}
-        self._turns: list[Turn] = []  # of the lines; a heap
+        self._turns: dict[int, list[Turn]] = {}  # of the lines, by priority; heaps
+        self._overtaken: dict[int, int] = {}  # by priority: promotions of others while it waited
 
     def push(self, fetches: Iterable[Fetch]) -> None:
         """Queue found fetches, each at the end of its turn's line."""
@@ -44,14 +51,13 @@ class Promotions:
     @property
     def head(self) -> Fetch | None:
         """The fetch that is next, or None."""
-        line = self._first_line()
-        return line[0] if line else None
+        return next((self._lines[turn][0] for turn in self._first_turns()), None)
 
     @property
     def room(self) -> int:
         """How many blocks the next promotion may have, as far as the budget goes; nobody may want so many."""
-        line = self._first_line()
-        return min(self._limit - self._in_flight, MAX_PROMOTION_BLOCKS, 0 if line is None else len(line))
+        line = next((len(self._lines[turn]) for turn in self._first_turns()), 0)
+        return min(self._limit - self._in_flight, MAX_PROMOTION_BLOCKS, line)
 
     def begin(self) -> tuple[list[Fetch], Write] | None:
         """Give slots to the next fetches, all from one tier; fewer where memory that is still in use keeps slots back.
@@ -60,11 +66,14 @@ class Promotions:
             None where the budget is spent, or no slot can be had at present.
         """
         room = min(self._primary.table.available, self._limit - self._in_flight, MAX_PROMOTION_BLOCKS)
-        while room > 0:
-            batch = self._take(room)
+        priorities = [priority for priority, _ in self._first_turns()] if room > 0 else []
+        chosen = max(priorities, key=self._claim, default=None)
+        while room > 0 and chosen is not None:
+            batch = self._take(room, chosen)
             write = self._primary.begin_store([fetch.key for fetch in batch])
             if write is not None:
                 self._in_flight += len(batch)
+                self._overtaken = {one: self._overtaken.get(one, 0) + 1 for one in priorities if one != chosen}
                 return batch, write
             self.put_back(batch)
             room = len(batch) // 2
@@ -78,23 +87,26 @@ class Promotions:
 
     def withdraw(self) -> list[Fetch]:
         """Take whoever has the same turn as the next one out of the line."""
-        line = self._first_line() or ()
-        fetches = list(dict.fromkeys(filter(_waits, line)))
-        if line:
-            del self._lines[heappop(self._turns)]
-        return fetches
+        turn = next(self._first_turns(), None)
+        if turn is None:
+            return []
+        heappop(self._turns[turn[0]])
+        return list(dict.fromkeys(filter(_waits, self._lines.pop(turn))))
 
     def end(self, write: Write, statuses: Sequence[Status]) -> list[OffloadKey]:
         """A promotion has ended; returns the blocks that are ready now."""
         self._in_flight -= len(statuses)
-        return self._primary.finish_store(write, [status is Status.DONE for status in statuses])
+        return self._primary.finish_write(write, [status is Status.DONE for status in statuses])
 
-    def _take(self, limit: int) -> list[Fetch]:
+    def _claim(self, priority: int) -> tuple[int, int]:
+        """The greatest is served next: whoever was overtaken too often, then the most urgent."""
+        return max(0, self._overtaken.get(priority, 0) - OVERTAKEN + 1), -priority
+
+    def _take(self, limit: int, priority: int) -> list[Fetch]:
         batch: list[Fetch] = []
-        while len(batch) < limit and (line := self._first_line()) is not None:
+        while len(batch) < limit and (turn := self._first_turn(priority)) is not None:
+            line = self._lines[turn]
             first = batch[0] if batch else line[0]
-            if line[0].tier != first.tier or line[0].turn[0] != first.turn[0]:
-                break
             while line and len(batch) < limit:
                 fetch = line[0]
                 if _waits(fetch):
@@ -109,17 +121,26 @@ class Promotions:
         line = self._lines.get(turn)
         if line is None:
             line = self._lines[turn] = deque()
-            heappush(self._turns, turn)
+            heappush(self._turns.setdefault(turn[0], []), turn)
         return line
 
-    def _first_line(self) -> deque[Fetch] | None:
-        while self._turns:
-            line = self._lines[self._turns[0]]
+    def _first_turns(self) -> Iterator[Turn]:
+        """The next turn of each priority that waits, the most urgent first."""
+        for priority in sorted(self._turns):
+            turn = self._first_turn(priority)
+            if turn is not None:
+                yield turn
+
+    def _first_turn(self, priority: int) -> Turn | None:
+        turns = self._turns.get(priority, [])
+        while turns:
+            line = self._lines[turns[0]]
             while line and not _waits(line[0]):
                 line.popleft()
             if line:
-                return line
-            del self._lines[heappop(self._turns)]
+                return turns[0]
+            del self._lines[heappop(turns)]
+        self._turns.pop(priority, None)
         return None
 
     def __len__(self) -> int:

@@ -144,6 +144,20 @@ class Reads:
         self.standstill.found(hopeless)
         return False
 
+    def turn_away(self, fetch: Fetch) -> bool:
+        """No slot will be had for a queued block: whoever waits for it, and is no search, goes on with what he has.
+
+        Returns:
+            Whether it left the queue; otherwise searches wait for it.
+        """
+        for ticket in [ticket for ticket in fetch.waiters if not isinstance(ticket, Search)]:
+            self.expire(ticket, Status.SHED)
+        if any(isinstance(ticket, Search) for ticket in fetch.waiters):
+            return False
+        if fetch.state is FetchState.QUEUED:
+            fetch.state = FetchState.FOUND
+        return True
+
     def _set_going(self, search: Search, key: OffloadKey) -> Fetch | None:
         if self.shut or search.over or not search.may_land(key):
             return None

@@ -15,6 +15,8 @@ from asyncoffload.keys import OffloadKey
 from asyncoffload.types import Priority, Status
 
 NO_SLOT = -1
+DEEPEST = 1 << 24
+"""The place in its prompt of a block that nobody waits for at a place of its own."""
 PRIMARY = -1
 
 
@@ -90,6 +92,11 @@ class Fetch:
             allowed |= ticket.tiers
         return allowed & ~self.refused
 
+    @property
+    def depth(self) -> int:
+        """How many blocks of a prompt come before it, for whoever wants it."""
+        return min(DEEPEST, *(ticket.depth + index for ticket, index in self.waiters.items()))
+
     def refuse(self, tier: int, cause: Status) -> None:
         """Note that a tier could not give the block."""
         self.refused |= 1 << tier
@@ -111,12 +118,14 @@ class Ticket:
         cut_at: where the prefix ends for good; None while it may still reach the end.
         stopped_by: why it was cut.
         turn: when it is served, among those who wait for slots.
+        depth: how many blocks of the prompt come before its first key.
     """
 
     __slots__ = (
         "closed",
         "cut_at",
         "deadline",
+        "depth",
         "fetches",
         "keys",
         "mode",
@@ -138,6 +147,7 @@ class Ticket:
         self.turn: Turn = (int(priority), place)
         self.tiers = tiers
         self.deadline = deadline
+        self.depth = 0
         self.keys: list[OffloadKey] = []
         self.slots: list[int] = []
         self.sources: list[int] = []

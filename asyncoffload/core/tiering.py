@@ -9,7 +9,6 @@ gets exactly one :meth:`TieringPlanner.settle` for each, and names the tickets t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 from asyncoffload.core.cascades import Cascades
 from asyncoffload.core.keeping import FIRST, Keeper, KeepsNothing
@@ -22,7 +21,7 @@ from asyncoffload.core.running import RunningOp, RunningOps
 from asyncoffload.core.searches import Search, pass_over
 from asyncoffload.core.tickets import Mode, Ticket
 from asyncoffload.keys import OffloadKey
-from asyncoffload.types import LookupResult, Priority, Status
+from asyncoffload.types import Fate, LookupResult, Priority, Status, WritePolicy
 
 MAX_OP_BLOCKS = 128
 """Blocks of one op: settling more of them at once would keep an event loop waiting."""
@@ -38,7 +37,8 @@ class TieringPlanner:
         hints: one per tier, fastest tier first: "I believe I have it", without I/O; it saves a probe.
         promotion_blocks: how many blocks may be under promotion at a time.
         cascade_blocks: how many blocks may be on their way to each tier at a time.
-        clean_window: how many of the coldest blocks are kept written ahead of their eviction.
+        clean_window: how many of the coldest blocks are kept written ahead of their eviction, at least.
+        write_policy: whether blocks are written to the tiers as soon as they are stored, or only when they are cold.
         keeper: what the conductor keeps pinned for callers who search.
     """
 
@@ -50,6 +50,7 @@ class TieringPlanner:
         promotion_blocks: int,
         cascade_blocks: int,
         clean_window: int = MAX_OP_BLOCKS,
+        write_policy: WritePolicy = "write_through",
         keeper: Keeper | None = None,
     ) -> None:
         self._primary = primary
@@ -57,9 +58,11 @@ class TieringPlanner:
         self._every_tier = (1 << len(hints)) - 1
         self._probes = Probes(hints)
         self._promotions = Promotions(primary, promotion_blocks)
-        self._cascades = Cascades(self._table, len(hints), limit=cascade_blocks, window=clean_window)
+        self._cascades = Cascades(self._table, hints, policy=write_policy, limit=cascade_blocks, window=clean_window)
         self._keeper = KeepsNothing() if keeper is None else keeper
+        self._turned_away = False
         self._running = RunningOps()
+        self._next_kind = 0
         self._reads = Reads(self._table, self._probes, self._promotions)
         self.promoted = [0] * len(hints)
         self.refusals = self._probes.refusals
@@ -74,9 +77,11 @@ class TieringPlanner:
         *,
         tiers: int = EVERY_TIER,
         deadline: float | None = None,
+        depth: int = 0,
     ) -> Ticket:
         """Open a ticket for keys that are all different; close it always, whatever happens."""
         ticket = self._reads.open(mode, priority, tiers & self._every_tier, deadline)
+        ticket.depth = depth
         self._reads.extend(ticket, keys)
         return ticket
 
@@ -140,8 +145,9 @@ class TieringPlanner:
         self._reads.store_began(keys)
 
     def store_ended(self, keys: Sequence[OffloadKey]) -> None:
-        """Writes from the device have ended, well or not: blocks that are ready go to the tiers and to who waits."""
-        self._cascades.offer([key for key in keys if key in self._table.ready])
+        """Writes from the device have ended, well or not: blocks that are ready go to who waits, and to the tiers."""
+        for tier, shed in self._cascades.offer([key for key in keys if key in self._table.ready]):
+            self._primary.journal.add(Fate.SHED, shed, tier=tier, why="cascade_blocks", call=OpKind.CASCADE.value)
         self._reads.store_ended(keys)
 
     # --- ops ---
@@ -150,16 +156,20 @@ class TieringPlanner:
         """What to start now: one tier call for each op, and advice.
 
         Args:
-            max_blocks: stop after an op with which this many blocks are reached; the next call goes on from there.
+            max_blocks: stop after an op with which this many blocks are reached; the next call goes on with ops of
+                another kind.
         """
         started: list[Op | Hurry] = [*self._reads.hurries]
         self._reads.hurries.clear()
-        blocks = 0
-        for op in chain(self._take_promotions(), self._take_probes(), self._take_cascades()):
-            started.append(op)
-            blocks += len(op.keys)
-            if max_blocks is not None and blocks >= max_blocks:
-                break
+        blocks, kinds = 0, (self._take_promotions, self._take_probes, self._take_cascades)
+        first, self._next_kind = self._next_kind, 0
+        for kind in (first, first + 1, first + 2):
+            for op in kinds[kind % 3]():
+                started.append(op)
+                blocks += len(op.keys)
+                if max_blocks is not None and blocks >= max_blocks:
+                    self._next_kind = (kind + 1) % 3  # or new promotions might keep everything else waiting for ever
+                    return started
         return started
 
     def _take_probes(self) -> Iterator[Op]:
@@ -168,11 +178,19 @@ class TieringPlanner:
 
     def _take_promotions(self) -> Iterator[Op]:
         self._reads.standstill.over()
+        if self._turned_away:
+            self._turned_away = False
+            self._cascades.forgive()  # who comes next may find the tiers well again
         while (head := self._promotions.head) is not None:
             begun = self._promotions.begin()
             if begun is not None:
                 fetches, write = begun
-                yield self._running.fetch(OpKind.PROMOTE, fetches[0].tier, fetches, write)
+                op = self._running.fetch(OpKind.PROMOTE, fetches[0].tier, fetches, write)
+                op.depths = [fetch.depth for fetch in fetches]
+                self._table.set_depths(write.slot_array, op.depths)
+                yield op
+            elif self._cascades.make_room(1):
+                continue
             elif self._table.available or not self._promotions.room:
                 return
             elif not self._keeper.give_way(head.turn, self._promotions.room):
@@ -181,27 +199,39 @@ class TieringPlanner:
                 if not any(self._keeper.still_asks(ticket.turn) for ticket in head.waiters if ticket.turn == head.turn):
                     self._promotions.put_back(pass_over(self._promotions.withdraw(), self._keeper.still_asks))
                 elif not self._reads.relieve(None if self._keeper.keeps_for_others(head.turn) else head.turn):
-                    return
+                    if not self._reads.turn_away(head):
+                        return
+                    self._turned_away = True
 
     def _take_cascades(self) -> Iterator[Op]:
         self._cascades.offer_again()
         while (batch := self._cascades.take(MAX_OP_BLOCKS)) is not None:
-            yield self._running.cascade(*batch)
+            op = self._running.cascade(*batch)
+            op.depths = self._table.depths_of(op.slots)
+            yield op
 
     def _at_standstill(self) -> bool:
         """Whether every slot is held by callers who themselves wait for a slot: nobody will give one back."""
         table = self._table
-        if self._running or table.writing or table.quarantined:
+        if self._running or self._cascades.busy or table.writing or table.quarantined_for_now:
             return False  # somebody will
         return table.pinned + len(table.doomed) == len(self._reads.book.slots_of_waiters() | self._keeper.slots())
 
-    def settle(self, op_id: int, statuses: Sequence[Status]) -> None:
+    def settle(self, op_id: int, statuses: Sequence[Status], *, abandoned: bool = False) -> None:
         """An op has ended: one status per key, in the op's order.
+
+        Args:
+            op_id: the op.
+            statuses: what became of its keys.
+            abandoned: its slots stay in use, for longer than anybody should wait for them.
 
         Raises:
             InternalError: the op is not running, or the number of statuses is not that of its keys.
         """
         running = self._running.end(op_id, statuses)
+        self._primary.journal.settled(running.op, statuses)
+        if abandoned:
+            self._table.strand(running.op.slots)
         if running.op.kind is OpKind.PROBE:
             self._reads.probed(running, statuses)
         elif running.op.kind is OpKind.PROMOTE:
@@ -224,7 +254,29 @@ class TieringPlanner:
 
     def forget(self, tier: int, keys: Sequence[OffloadKey]) -> None:
         """A tier no longer has these blocks."""
+        self._primary.journal.add(Fate.LEFT, keys, tier=tier)
         self._table.mark_dirty(keys, tier)
+
+    def make_room(self, keys: Sequence[OffloadKey], keep: Sequence[OffloadKey], *, insist: bool = False) -> bool:
+        """There is no room for keys that are to be written while others are kept: have blocks made clean for it.
+
+        Args:
+            keys: the keys.
+            keep: the others.
+            insist: ask also tiers that took nothing of late.
+
+        Returns:
+            Whether to try again is not in vain.
+        """
+        return self._table.keeps_dirty and self._cascades.make_room(self._table.slots_for(keys, keep), insist=insist)
+
+    def may_make_room(self, keys: Sequence[OffloadKey], keep: Sequence[OffloadKey]) -> bool:
+        """Whether there may ever be room; False only where dirty blocks stay and no tier takes any."""
+        return not self._table.keeps_dirty or self._cascades.may_make_room(self._table.slots_for(keys, keep))
+
+    def flush(self) -> None:
+        """Copy every block of the primary to the tiers that have no copy of it."""
+        self._cascades.flush()
 
     def reset(self) -> None:
         """Void every block of the primary, and stop copying them to the tiers."""

@@ -18,7 +18,7 @@ class Write:
         slot_array: the slot of each key, in the same order.
         generations: which use of each slot is meant, in the same order; never 0.
         evicted: the keys that left to make room.
-        lost: how many of them no tier had a copy of; 0 for a table without tiers.
+        lost: how many of them, the last ones, no tier had a copy of; 0 for a table without tiers.
     """
 
     keys: Sequence[OffloadKey]

@@ -10,6 +10,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from asyncoffload.aio.mailbox import Mailbox
 from asyncoffload.core.block_table import BlockTable
+from asyncoffload.core.journal import DEFAULT_JOURNAL_BLOCKS, Journal
 from asyncoffload.core.policies import LRU, EvictionPolicy
 from asyncoffload.core.primary import Primary, PrimaryStats, slots_spec, write_spec
 from asyncoffload.core.write import Write
@@ -17,9 +18,19 @@ from asyncoffload.errors import CapacityError, ClosedError, InternalError, Offlo
 from asyncoffload.keys import OffloadKey, checked_keys
 from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY, OffloadingManager
 from asyncoffload.managers.events import EventHub, EventSubscription
+from asyncoffload.managers.explaining import Explainer
 from asyncoffload.managers.leases import Lease, LoadLease, StoreLease
 from asyncoffload.managers.room import RoomQueue
-from asyncoffload.types import ANONYMOUS, CPULoadStoreSpec, OffloadingEvent, PrepareStoreOutput, RequestContext
+from asyncoffload.types import (
+    ANONYMOUS,
+    CPULoadStoreSpec,
+    DirtyVictims,
+    Explanation,
+    Fate,
+    OffloadingEvent,
+    PrepareStoreOutput,
+    RequestContext,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,8 +58,9 @@ class CPUOffloadingManager(OffloadingManager):
     Plain, synchronous bookkeeping (:class:`~asyncoffload.core.primary.Primary`) does the work, one uninterrupted
     stretch per call; this class adds what needs a loop: leases, waiting for room, events.
 
-    A manager with tiers behind the primary extends it by overriding :meth:`_store_began`, :meth:`_store_ended` and
-    :meth:`_after_change`, and runs its own bookkeeping through :meth:`_plan`.
+    A manager with tiers behind the primary extends it by overriding :meth:`_store_began`, :meth:`_store_ended`,
+    :meth:`_make_room`, :meth:`_may_make_room` and :meth:`_after_change`, and runs its own bookkeeping through
+    :meth:`_plan`.
 
     Args:
         n_slots: how many blocks fit.
@@ -57,7 +69,10 @@ class CPUOffloadingManager(OffloadingManager):
         store_threshold: a block is stored from this offer on.
         block_size: tokens per block, for events.
         n_tiers: how many tiers are behind the primary.
+        dirty_victims: whether blocks that no tier has are dropped to make room, or what needs room is refused.
+        journal_blocks: how many blocks' lives are remembered for :meth:`explain`; 0 for none.
         clock: seconds; the clock of the deadlines.
+        now: seconds since the epoch; the clock of the journal.
     """
 
     def __init__(
@@ -69,10 +84,21 @@ class CPUOffloadingManager(OffloadingManager):
         store_threshold: int = 1,
         block_size: int = 0,
         n_tiers: int = 0,
+        dirty_victims: DirtyVictims = "drop",
+        journal_blocks: int = DEFAULT_JOURNAL_BLOCKS,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        table = BlockTable(n_slots, policy or LRU(), n_tiers=n_tiers, held_among=memory.held_among if memory else None)
-        self._primary = Primary(table, store_threshold=store_threshold, block_size=block_size)
+        table = BlockTable(
+            n_slots,
+            policy or LRU(),
+            n_tiers=n_tiers,
+            keep_dirty=dirty_victims == "refuse",
+            held_among=memory.held_among if memory else None,
+        )
+        journal = Journal(journal_blocks)
+        self._primary = Primary(table, store_threshold=store_threshold, block_size=block_size, journal=journal)
+        self._explainer = Explainer(table, journal, clock=clock, now=now)
         self._memory = memory
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -100,12 +126,10 @@ class CPUOffloadingManager(OffloadingManager):
         self._plan(self._primary.complete_load, _sequence(keys))
 
     async def prepare_store(
-        self,
-        keys: Sequence[OffloadKey],
-        ctx: RequestContext = ANONYMOUS,  # noqa: ARG002
+        self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS
     ) -> PrepareStoreOutput | None:
         self._check_open()
-        return self._plan(self._prepare_store, _sequence(keys))
+        return self._plan(self._prepare_store, _sequence(keys), ctx.depth)
 
     async def complete_store(
         self,
@@ -141,10 +165,11 @@ class CPUOffloadingManager(OffloadingManager):
         self._check_open()
         keys = _sequence(keys)
         wanted = self._plan(self._primary.offer, keys)
-        write = None if wait and self._must_queue(wanted) else self._plan(self._begin_store, wanted, keys)
+        write = None if wait and self._must_queue(wanted) else self._plan(self._begin_store, wanted, keys, insist=True)
         if write is None:
             self._check_room_can_come(wanted, keys, wait=wait)
             write = await self._wait_for_room(wanted, keys, ctx)
+        self._primary.place(write, keys, ctx.depth)
         lease = StoreLease(write.keys, write_spec(write), write.evicted)
         with self._held(lease, lambda ok: self._finish_store(write, ok)) as lease:
             yield lease
@@ -173,6 +198,20 @@ class CPUOffloadingManager(OffloadingManager):
 
     def stats(self) -> PrimaryStats:
         return self._primary.stats()
+
+    async def explain(self, key: OffloadKey, ctx: RequestContext = ANONYMOUS) -> Explanation:
+        """Where a block is, was, when and why it left; ``str()`` of the answer is for humans. It changes nothing.
+
+        Tiers that do not answer by the deadline, or within ten seconds, are left out, and the answer says so.
+
+        Raises:
+            InvalidArgument: the key is malformed.
+            ClosedError: the manager was closed.
+
+        Cancellation: leaves at once.
+        """
+        self._check_open()
+        return await self._explainer.question(key, ctx)()
 
     async def reset(self) -> None:
         self._check_open()
@@ -217,6 +256,7 @@ class CPUOffloadingManager(OffloadingManager):
 
     def _after_change(self) -> None:
         """The state may have changed: announce it, and call up who waits for room."""
+        self._explainer.date()
         if self._primary.recording:
             self._hub.publish(self._primary.take_events())
         self._call_up()
@@ -226,6 +266,14 @@ class CPUOffloadingManager(OffloadingManager):
 
     def _store_ended(self, keys: Sequence[OffloadKey]) -> None:
         """The writing of these blocks from the device has ended; those that arrived are ready now."""
+
+    def _make_room(self, wanted: Sequence[OffloadKey], keep: Sequence[OffloadKey], *, insist: bool) -> bool:  # noqa: ARG002
+        """There is no room for blocks that are wanted while others are kept; returns whether to try once more."""
+        return False
+
+    def _may_make_room(self, wanted: Sequence[OffloadKey], keep: Sequence[OffloadKey]) -> bool:  # noqa: ARG002
+        """Whether there may be room some time."""
+        return True
 
     def _fail(self, error: Exception) -> None:
         """The bookkeeping is broken: nobody may wait for it any longer."""
@@ -247,17 +295,23 @@ class CPUOffloadingManager(OffloadingManager):
 
     # ---- inside
 
-    def _prepare_store(self, keys: Sequence[OffloadKey]) -> PrepareStoreOutput | None:
-        output = self._primary.prepare_store(keys)
+    def _prepare_store(self, keys: Sequence[OffloadKey], depth: int) -> PrepareStoreOutput | None:
+        output = self._primary.prepare_store(keys, depth)
         if output is not None:
             self._store_began(output.keys_to_store)
+        else:
+            self._make_room(keys, keys, insist=True)  # for the next time
         return output
 
     def _complete_store(self, keys: Sequence[OffloadKey], success: bool, spec: CPULoadStoreSpec | None) -> None:
         self._finish_store(self._primary.claim_store(keys, spec), success)
 
-    def _begin_store(self, wanted: Sequence[OffloadKey], keys: Sequence[OffloadKey]) -> Write | None:
+    def _begin_store(
+        self, wanted: Sequence[OffloadKey], keys: Sequence[OffloadKey], *, insist: bool = False
+    ) -> Write | None:
         write = self._primary.begin_store(wanted, keep=keys)
+        if write is None and self._make_room(wanted, keys, insist=insist):
+            write = self._primary.begin_store(wanted, keep=keys)
         if write is not None:
             self._store_began(write.keys)
         return write
@@ -278,28 +332,42 @@ class CPUOffloadingManager(OffloadingManager):
                 "store fewer at a time"
             )
         if not wait:
+            self._primary.journal.add(Fate.REFUSED, table.absent(wanted))
             raise CapacityError(f"no room for {len(table.absent(wanted))} blocks in {table!r}: wait=True waits for it")
 
     async def _wait_for_room(
         self, wanted: Sequence[OffloadKey], keys: Sequence[OffloadKey], ctx: RequestContext
     ) -> Write:
-        waiter = self._room.join(wanted)
+        waiter = self._room.join(wanted, keys)
         try:
+            self._plan(self._make_room, wanted, keys, insist=True)
             async with asyncio.timeout(None if ctx.deadline is None else ctx.deadline - self._clock()):
-                while True:
+                while self._may_make_room(wanted, keys):
                     await waiter.turn()
                     write = self._plan(self._begin_store, wanted, keys)
                     if write is not None:
                         return write
+            self._primary.journal.add(Fate.REFUSED, self._primary.table.absent(wanted), why="dirty_victims")
+            raise CapacityError(
+                f"no room for {len(wanted)} blocks in {self!r}: no tier has the others, nor takes any. Look at the "
+                'tiers, or let dirty_victims be "drop"'
+            )
         except TimeoutError:
+            self._primary.journal.add(Fate.REFUSED, self._primary.table.absent(wanted))
             raise CapacityError(f"no room for {len(wanted)} blocks before the deadline in {self!r}") from None
         finally:
             self._room.leave(waiter)
-            self._call_up()
+            with suppress(InternalError):  # whoever waits has been told
+                self._plan(self._call_up)
 
     def _call_up(self) -> None:
         first, table = self._room.first, self._primary.table
-        if first is not None and len(table.absent(first.keys)) <= table.available:
+        if first is None:
+            return
+        need = len(table.absent(first.keys))
+        if need > table.available:
+            self._make_room(first.keys, first.keep, insist=False)
+        if need <= table.available or not self._may_make_room(first.keys, first.keep):
             first.call_up()
 
     def _own_loop(self) -> None:

@@ -10,6 +10,7 @@ from asyncoffload.core.tiering import MAX_OP_BLOCKS, TieringPlanner
 from asyncoffload.managers.runner import OpRunner
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.tiers.base import SecondaryTierManager
+from asyncoffload.types import WritePolicy
 
 DEFAULT_PROMOTION_BYTES = 256 << 20
 
@@ -27,6 +28,7 @@ def planner_for(
     *,
     promotion_bytes: int,
     cascade_blocks: int | None,
+    write_policy: WritePolicy = "write_through",
     keeper: Keeper | None = None,
 ) -> TieringPlanner:
     """The planner over these tiers.
@@ -34,6 +36,7 @@ def planner_for(
     Args:
         promotion_bytes: bound on the bytes on their way into the primary.
         cascade_blocks: bound on the blocks on their way into each tier; by default a quarter of the primary.
+        write_policy: as :class:`TieringPlanner` takes it.
         keeper: as :class:`TieringPlanner` takes it.
     """
     quarter = quarter_of(region)
@@ -43,5 +46,6 @@ def planner_for(
         promotion_blocks=promotion_bytes // region.slot_bytes,
         cascade_blocks=quarter if cascade_blocks is None else cascade_blocks,
         clean_window=min(quarter, MAX_OP_BLOCKS),
+        write_policy=write_policy,
         keeper=keeper,
     )

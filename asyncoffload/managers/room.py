@@ -10,10 +10,16 @@ from asyncoffload.keys import OffloadKey
 
 
 class RoomWaiter:
-    """One caller who waits until there may be room for these blocks."""
+    """One caller who waits until there may be room for these blocks.
 
-    def __init__(self, keys: Sequence[OffloadKey]) -> None:
+    Attributes:
+        keys: the blocks.
+        keep: blocks that must not go to make room for them.
+    """
+
+    def __init__(self, keys: Sequence[OffloadKey], keep: Sequence[OffloadKey]) -> None:
         self.keys = keys
+        self.keep = keep
         self._turn: asyncio.Future[None] | None = None
 
     async def turn(self) -> None:
@@ -54,9 +60,9 @@ class RoomQueue:
         """Whose turn it is; None where nobody waits."""
         return self._waiters[0] if self._waiters else None
 
-    def join(self, keys: Sequence[OffloadKey]) -> RoomWaiter:
-        """Queue up for these blocks."""
-        waiter = RoomWaiter(keys)
+    def join(self, keys: Sequence[OffloadKey], keep: Sequence[OffloadKey]) -> RoomWaiter:
+        """Queue up for these blocks, for which those to keep must not go."""
+        waiter = RoomWaiter(keys, keep)
         self._waiters.append(waiter)
         return waiter
 

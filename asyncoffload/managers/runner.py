@@ -6,16 +6,26 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from asyncoffload.core.ops import Hurry, Op, OpKind
 from asyncoffload.core.recompute import Route
 from asyncoffload.keys import OffloadKey, group_of
 from asyncoffload.managers.call_counts import CallCounts
 from asyncoffload.managers.pace import TierPace
+from asyncoffload.managers.tier_call import Settle, TierCall
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.tiers.complaints import Complaints
-from asyncoffload.types import LookupResult, OffloadingEvent, RequestContext, Status, TransferJob
+from asyncoffload.types import (
+    JobResult,
+    KeyOutcome,
+    LookupResult,
+    OffloadingEvent,
+    RequestContext,
+    Status,
+    TransferJob,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,27 +67,19 @@ class OpRunner:
         self._jobs: dict[int, TransferJob] = {}
         self._complaints = Complaints(logger, clock)
 
-    async def run(self, op: Op) -> list[Status]:
-        """Call the op's tier; returns one status per key.
+    async def run(self, op: Op, settle: Settle) -> None:
+        """Call the op's tier, and ``settle`` the op, with one status per key: exactly once, whatever happens.
 
-        Cancellation: raises when the tier's coroutine has ended, which by the law of tiers is when nothing touches
-        the op's slots any more.
+        It returns when the tier's coroutine has ended, which by the law of tiers is when nothing touches the op's
+        slots any more. The op is settled then, or as soon as the tier abandons the job.
+
+        Cancellation: raises when the tier's coroutine has ended; the op is then settled as CANCELLED.
         """
-        calls = self.calls[op.tier][op.kind]
-        began_at = self._clock()
-        calls.began()
-        pace = self._paces[op.tier] if op.kind is OpKind.PROMOTE else None
-        nbytes = moved = 0
-        if pace is not None:
-            pace.began(nbytes := self.bytes_of(op.keys), began_at)
+        call = TierCall(op, self.calls[op.tier][op.kind], self._paces[op.tier], self.bytes_of, self._clock, settle)
         try:
-            statuses, moved = await self._call(op, calls)
-            return statuses
+            await self._conduct(op, call)
         finally:
-            now = self._clock()
-            calls.ended(now - began_at)
-            if pace is not None:
-                pace.ended(nbytes, moved, now)
+            call.ended()
 
     def bytes_of(self, keys: Sequence[OffloadKey]) -> int:
         """Bytes of these blocks together."""
@@ -90,32 +92,58 @@ class OpRunner:
         routes = {tier: pace.route() for tier, pace in enumerate(self._paces)}
         return {tier: route for tier, route in routes.items() if route is not None}
 
-    async def _call(self, op: Op, calls: CallCounts) -> tuple[list[Status], int]:
-        """The statuses, and the bytes of the blocks that were moved."""
-        tier = self._tiers[op.tier]
-        trouble = Status.FAILED
+    async def _conduct(self, op: Op, call: TierCall) -> None:
+        tier, trouble = self._tiers[op.tier], Status.FAILED
         try:
-            statuses = await self._probe(tier, op) if op.kind is OpKind.PROBE else await self._transfer(tier, op)
-            if len(statuses) == len(op.keys):
-                moved = 0
-                if op.kind is not OpKind.PROBE:
-                    done = [key for key, status in zip(op.keys, statuses, strict=True) if status is Status.DONE]
-                    moved = self.bytes_of(done)
-                calls.answered(statuses, moved)
-                return statuses, moved
-            self._complain(tier, op.kind.value, f"answered for {len(statuses)} of {len(op.keys)} keys")
+            if op.kind is OpKind.PROBE:
+                answers = await tier.lookup(op.keys, RequestContext(priority=op.priority, deadline=op.deadline))
+                statuses = [Status.DONE if answer is LookupResult.HIT else Status.MISSING for answer in answers]
+                self._answer(op, call, statuses)
+            else:
+                self._take(op, call, (await self._transfer(tier, op, call)).outcomes)
         except TimeoutError as error:
             trouble = Status.TIMED_OUT
-            self._complain(tier, op.kind.value, repr(error))
+            self._complain(op, repr(error))
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            self._complain(tier, op.kind.value, f"cancelled itself: {error!r}")
+            self._complain(op, f"cancelled itself: {error!r}")
         except Exception as error:  # whatever a tier raises is a failure of that tier, not of the stack above it
-            self._complain(tier, op.kind.value, repr(error))
-        calls.failed(trouble, len(op.keys))
-        return [trouble] * len(op.keys), 0
+            self._complain(op, repr(error))
+        call.failed(trouble)
+
+    async def _transfer(self, tier: SecondaryTierManager, op: Op, call: TierCall) -> JobResult:
+        job = TransferJob(op.keys, op.slots, op.priority, op.deadline, op.unwanted, depths=op.depths or None)
+        job.report = partial(self._abandon, op, call)
+        self._jobs[op.op_id] = job
+        try:
+            with self._region.hold(op.slots):
+                return await (tier.load(job) if op.kind is OpKind.PROMOTE else tier.store(job))
+        finally:
+            job.report = None
+            del self._jobs[op.op_id]
+
+    def _abandon(self, op: Op, call: TierCall, outcomes: Sequence[KeyOutcome]) -> None:
+        self._region.held_among(op.slots)  # so that the region says when they are let go at last
+        self._take(op, call, outcomes, abandoned=True)
+
+    def _take(self, op: Op, call: TierCall, outcomes: Sequence[KeyOutcome], *, abandoned: bool = False) -> None:
+        if not call.settled:
+            broken = [outcome for outcome in outcomes if outcome.status in _TROUBLE]
+            if broken:
+                what = f"{len(broken)} of {len(op.keys)} blocks {broken[0].status.value}"
+                self._complain(op, f"{what}, the first: {broken[0].error}")
+            for key, outcome in zip(op.keys, outcomes, strict=False):  # of a wrong number of them none counts
+                if reason := outcome.why or str(outcome.error or ""):
+                    op.reasons[key] = reason
+            self._answer(op, call, [outcome.status for outcome in outcomes], abandoned=abandoned)
+
+    def _answer(self, op: Op, call: TierCall, statuses: Sequence[Status], *, abandoned: bool = False) -> None:
+        if len(statuses) == len(op.keys):
+            call.answered(statuses, abandoned=abandoned)
+        else:
+            self._complain(op, f"answered for {len(statuses)} of {len(op.keys)} keys")
 
     def hurry(self, advice: Hurry) -> None:
         """Pass on that a more urgent caller waits for a running op."""
@@ -126,7 +154,7 @@ class OpRunner:
             try:
                 tier.hurry(job.job_id, advice.priority)
             except WHATEVER_A_TIER_RAISES as error:
-                self._complain(tier, "hurry", repr(error))
+                self._complain_of(tier, "hurry", repr(error))
 
     def hint_of(self, tier: SecondaryTierManager) -> Callable[[OffloadKey], bool]:
         """The tier's ``hint``; where it raises, the tier does not know."""
@@ -135,7 +163,7 @@ class OpRunner:
             try:
                 return tier.hint(key)
             except WHATEVER_A_TIER_RAISES as error:
-                self._complain(tier, "hint", repr(error))
+                self._complain_of(tier, "hint", repr(error))
                 return False
 
         return hint
@@ -145,30 +173,11 @@ class OpRunner:
         try:
             return self._tiers[tier].take_events()
         except WHATEVER_A_TIER_RAISES as error:
-            self._complain(self._tiers[tier], "take_events", repr(error))
+            self._complain_of(self._tiers[tier], "take_events", repr(error))
             return ()
 
-    async def _probe(self, tier: SecondaryTierManager, op: Op) -> list[Status]:
-        answers = await tier.lookup(op.keys, RequestContext(priority=op.priority, deadline=op.deadline))
-        return [Status.DONE if answer is LookupResult.HIT else Status.MISSING for answer in answers]
+    def _complain(self, op: Op, what: str) -> None:
+        self._complain_of(self._tiers[op.tier], op.kind.value, what)
 
-    async def _transfer(self, tier: SecondaryTierManager, op: Op) -> list[Status]:
-        job = TransferJob(op.keys, op.slots, op.priority, op.deadline, op.unwanted)
-        self._jobs[op.op_id] = job
-        try:
-            with self._region.hold(op.slots):
-                result = await (tier.load(job) if op.kind is OpKind.PROMOTE else tier.store(job))
-        finally:
-            del self._jobs[op.op_id]
-        broken = [outcome for outcome in result.outcomes if outcome.status in _TROUBLE]
-        if broken:
-            first = broken[0]
-            self._complain(
-                tier,
-                op.kind.value,
-                f"{len(broken)} of {len(op.keys)} blocks {first.status.value}, the first: {first.error}",
-            )
-        return [outcome.status for outcome in result.outcomes]
-
-    def _complain(self, tier: SecondaryTierManager, call: str, what: str) -> None:
+    def _complain_of(self, tier: SecondaryTierManager, call: str, what: str) -> None:
         self._complaints.add(f"{tier.tier_type} {call}", f"tier {tier.tier_type}: {call}: {what}")

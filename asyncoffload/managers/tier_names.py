@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from asyncoffload.core.tiering import EVERY_TIER, TieringPlanner
 from asyncoffload.errors import ConfigError, InvalidArgument
@@ -33,6 +33,18 @@ def allowed_tiers(names: Sequence[str], ctx: RequestContext) -> int:
     if unknown := ctx.tiers.difference(names):
         raise InvalidArgument(f"there is no tier {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     return sum(1 << names.index(name) for name in ctx.tiers)
+
+
+def tiers_by_name(
+    tiers: Sequence[SecondaryTierManager], names: Sequence[str], ctx: RequestContext
+) -> Mapping[str, SecondaryTierManager]:
+    """The tiers that a request may ask, by name.
+
+    Raises:
+        InvalidArgument: the context names a tier that does not exist.
+    """
+    allowed = allowed_tiers(names, ctx)
+    return {name: tier for index, (name, tier) in enumerate(zip(names, tiers, strict=True)) if allowed >> index & 1}
 
 
 def counts_by_name(names: Sequence[str], planner: TieringPlanner) -> dict[str, dict[str, int]]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from asyncoffload.aio.waiting import outlive
+from asyncoffload.core.journal import DEFAULT_JOURNAL_BLOCKS
 from asyncoffload.core.ops import Hurry, Op
 from asyncoffload.core.policies import EvictionPolicy
 from asyncoffload.core.recompute import Estimate, weigh
@@ -21,9 +22,18 @@ from asyncoffload.managers.planning import DEFAULT_PROMOTION_BYTES, planner_for
 from asyncoffload.managers.runner import OpRunner
 from asyncoffload.managers.tier_names import allowed_tiers, counts_by_name, names_of
 from asyncoffload.managers.tiered_lease import TieredLoadLease
+from asyncoffload.managers.touching import Touches
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.tiers.base import SecondaryTierManager
-from asyncoffload.types import ANONYMOUS, CPULoadStoreSpec, OffloadingEvent, RequestContext, Status
+from asyncoffload.types import (
+    ANONYMOUS,
+    CPULoadStoreSpec,
+    DirtyVictims,
+    OffloadingEvent,
+    RequestContext,
+    Status,
+    WritePolicy,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +45,7 @@ LONG_CLOSE = 10.0
 
 
 class TieringOffloadingManager(CPUOffloadingManager):
-    """Blocks in the slots of host memory, written through to slower tiers and brought back from them.
+    """Blocks in the slots of host memory, written to slower tiers and brought back from them.
 
     ``lookup`` is advice over all tiers. ``loading`` and ``prepare_load`` are the promise: they promote what is not in
     the primary, share promotions that are under way, and hold each block as it arrives. A block that one tier cannot
@@ -54,8 +64,14 @@ class TieringOffloadingManager(CPUOffloadingManager):
         promotion_bytes: bound on the bytes on their way into the primary.
         cascade_blocks: bound on the blocks on their way into each tier; what exceeds it is shed and offered again
             later. By default a quarter of the primary.
+        write_policy: whether blocks are written to the tiers as soon as they are stored, or only when they are about
+            to be evicted.
+        dirty_victims: what happens where only blocks that no tier has could make room: they are dropped, and counted
+            as lost; or what needs room waits for the tiers, and is refused where none of them takes any.
         group_bytes: bytes of a block of each group, to count what is moved; by default those of a slot.
+        journal_blocks: how many blocks' lives are remembered for :meth:`explain`; 0 for none.
         clock: seconds; the clock of the deadlines.
+        now: seconds since the epoch; the clock of the journal.
 
     Raises:
         ConfigError: two tiers have the same name.
@@ -71,8 +87,12 @@ class TieringOffloadingManager(CPUOffloadingManager):
         block_size: int = 0,
         promotion_bytes: int = DEFAULT_PROMOTION_BYTES,
         cascade_blocks: int | None = None,
+        write_policy: WritePolicy = "write_through",
+        dirty_victims: DirtyVictims = "drop",
         group_bytes: Sequence[int] = (),
+        journal_blocks: int = DEFAULT_JOURNAL_BLOCKS,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(
             region.n_slots,
@@ -81,14 +101,25 @@ class TieringOffloadingManager(CPUOffloadingManager):
             store_threshold=store_threshold,
             block_size=block_size,
             n_tiers=len(tiers),
+            dirty_victims=dirty_victims,
+            journal_blocks=journal_blocks,
             clock=clock,
+            now=now,
         )
         self._tiers = tuple(tiers)
         self._names = names_of(tiers)
+        self._explainer.tiers, self._explainer.names = self._tiers, self._names
         self._runner = OpRunner(tiers, region, group_bytes=group_bytes, clock=clock)
         self._planner = planner_for(
-            self._primary, tiers, self._runner, region, promotion_bytes=promotion_bytes, cascade_blocks=cascade_blocks
+            self._primary,
+            tiers,
+            self._runner,
+            region,
+            promotion_bytes=promotion_bytes,
+            cascade_blocks=cascade_blocks,
+            write_policy=write_policy,
         )
+        self._touches = Touches(tiers, clock)
         self._running: dict[Op, asyncio.Task[None]] = {}
         self._moves: dict[Ticket, asyncio.Event] = {}
         self._settled = asyncio.Event()
@@ -97,6 +128,10 @@ class TieringOffloadingManager(CPUOffloadingManager):
         self._turn = asyncio.Lock()  # whose keys are next
 
     # ---- reading over tiers
+
+    async def touch(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> None:
+        await super().touch(keys, ctx)
+        self._touches.add(keys)
 
     async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> int:
         """The length of the prefix that the primary or an allowed tier holds; it moves and pins nothing.
@@ -161,6 +196,19 @@ class TieringOffloadingManager(CPUOffloadingManager):
         self._check_open()
         await self._until_settled()
 
+    async def flush(self) -> None:
+        """Copy every block of the primary to the tiers that have no copy of it, and wait until that has ended.
+
+        Blocks that are being written count, once they are ready, only for the next time. What a tier does not take
+        stays as it is, and is counted. Cancelled, it leaves at once, and the copying goes on.
+
+        Raises:
+            ClosedError: the manager was closed.
+        """
+        self._check_open()
+        self._plan(self._planner.flush)
+        await self._until_settled()
+
     async def take_events(self) -> Sequence[OffloadingEvent]:
         self._plan(self._take_tier_events, range(len(self._tiers)))
         return await super().take_events()
@@ -200,6 +248,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
                     async with asyncio.timeout(drain_timeout):
                         await self._until_settled()
             self._drop_cascades()
+            await self._touches.aclose()
             if self._running:
                 await asyncio.wait(self._running.values(), timeout=timeout)
         finally:
@@ -247,7 +296,9 @@ class TieringOffloadingManager(CPUOffloadingManager):
         """A ticket that is closed whatever happens; callers open theirs piece by piece, so that the loop breathes."""
         self._check_open()
         tiers = allowed_tiers(self._names, ctx)
-        ticket = self._plan(self._planner.open, (), mode, ctx.priority, tiers=tiers, deadline=ctx.deadline)
+        ticket = self._plan(
+            self._planner.open, (), mode, ctx.priority, tiers=tiers, deadline=ctx.deadline, depth=ctx.depth
+        )
         try:
             for start in range(0, len(keys), STRETCH_BLOCKS):
                 piece = keys[start : start + STRETCH_BLOCKS]
@@ -304,8 +355,20 @@ class TieringOffloadingManager(CPUOffloadingManager):
     def _store_ended(self, keys: Sequence[OffloadKey]) -> None:
         self._planner.store_ended(keys)
 
+    def _make_room(self, wanted: Sequence[OffloadKey], keep: Sequence[OffloadKey], *, insist: bool) -> bool:
+        looked = self._planner.make_room(wanted, keep, insist=insist)
+        if looked:
+            self._arm_pump()
+        return looked
+
+    def _may_make_room(self, wanted: Sequence[OffloadKey], keep: Sequence[OffloadKey]) -> bool:
+        return self._planner.may_make_room(wanted, keep)
+
     def _after_change(self) -> None:
         super()._after_change()
+        self._arm_pump()
+
+    def _arm_pump(self) -> None:
         if not self._pump_armed and self._loop is not None:
             self._pump_armed = True
             self._loop.call_soon(self._pump)
@@ -320,6 +383,7 @@ class TieringOffloadingManager(CPUOffloadingManager):
         if self._failure is not None:
             return
         try:
+            dirty = self._primary.table.n_dirty
             started = self._planner.take(STRETCH_BLOCKS)
             woken = self._planner.take_woken()
             for item in started:
@@ -333,6 +397,8 @@ class TieringOffloadingManager(CPUOffloadingManager):
                 self._settled.set()
             if started or woken:
                 self._after_change()
+            elif self._primary.table.n_dirty < dirty:  # what a tier was found to have has become a victim
+                self._call_up()
         except Exception as error:  # a broken plan must reach everybody who waits for it
             self._fail(error)
 
@@ -342,17 +408,20 @@ class TieringOffloadingManager(CPUOffloadingManager):
             self._running[op] = task
 
     async def _conduct(self, op: Op) -> None:
-        """Run one op in a task of the manager, never in a caller's, and settle it exactly once."""
-        statuses = [Status.CANCELLED] * len(op.keys)
+        """Run one op in a task of the manager, never in a caller's."""
         try:
-            statuses = await self._runner.run(op)
+            await self._runner.run(op, self._op_settled)
+        except Exception as error:  # who waits for the op must hear of it
+            self._fail(error)
         finally:
             self._running.pop(op, None)
-            with suppress(InternalError):  # whoever waits has been told
-                self._plan(self._settle, op, statuses)
 
-    def _settle(self, op: Op, statuses: Sequence[Status]) -> None:
-        self._planner.settle(op.op_id, statuses)
+    def _op_settled(self, op: Op, statuses: Sequence[Status], *, abandoned: bool) -> None:
+        with suppress(InternalError):  # whoever waits has been told
+            self._plan(self._settle, op, statuses, abandoned)
+
+    def _settle(self, op: Op, statuses: Sequence[Status], abandoned: bool) -> None:
+        self._planner.settle(op.op_id, statuses, abandoned=abandoned)
         self._take_tier_events([op.tier])
 
     def _take_tier_events(self, tiers: Iterable[int]) -> None:

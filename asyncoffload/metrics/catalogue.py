@@ -113,6 +113,7 @@ SLOTS = _metric(
     "state",
     "Slots of the primary: ready, writing, doomed (void and still held), quarantined (left and still in use), free.",
 )
+DIRTY_SLOTS = _metric("gauge", "dirty_slots", "", "Ready slots whose blocks no other tier has a copy of.")
 PINNED_SLOTS = _metric("gauge", "pinned_slots", "", "Ready slots that somebody reads, and that cannot be evicted.")
 
 # The queues before the threads of a tier.

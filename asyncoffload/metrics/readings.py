@@ -73,6 +73,7 @@ def _primary(primary: PrimaryStats, slot_bytes: int) -> Iterator[Reading]:
     for state in _SLOT_STATES:
         yield m.SLOTS, (state,), getattr(primary, state)
     yield m.PINNED_SLOTS, (), primary.pinned
+    yield m.DIRTY_SLOTS, (), primary.dirty
     yield m.TIER_RESIDENT_BLOCKS, (PRIMARY_NAME,), primary.ready
     yield m.TIER_RESIDENT_BYTES, (PRIMARY_NAME,), primary.ready * slot_bytes
     yield m.TIER_USED_BYTES, (PRIMARY_NAME,), (primary.slots - primary.free) * slot_bytes

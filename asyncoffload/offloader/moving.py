@@ -84,7 +84,8 @@ class Mover:
         by_tier: Counter[str] = Counter()
         start, stopped_by = 0, None
         while start < len(keys) and stopped_by is None:
-            async with self._manager.loading(keys[start : start + self._window], patient) as lease:
+            window = keys[start : start + self._window]
+            async with self._manager.loading(window, replace(patient, depth=start)) as lease:
                 start += len(lease.keys)
                 by_tier.update(lease.by_tier)
                 stopped_by = lease.stopped_by
@@ -118,6 +119,7 @@ class Mover:
     ) -> None:
         """Promote the keys of a stretch, and copy each part to the device as it arrives."""
         end = stretch.start
+        ctx = replace(ctx, depth=stretch.start)
         async with self._manager.loading(stretch.keys, ctx, streaming=True) as lease, self._copies() as copies:
             async for part in lease.parts():
                 start, end = end, end + len(part.keys)
@@ -131,6 +133,7 @@ class Mover:
         self, blocks: DeviceBlocks, positions: Mapping[OffloadKey, int], ctx: RequestContext, stretch: Stretch
     ) -> None:
         """Copy those of the keys of a stretch that are absent into the primary."""
+        ctx = replace(ctx, depth=positions[stretch.keys[0]])
         try:
             async with self._manager.storing(stretch.keys, ctx, wait=True) as lease:
                 stretch.secure(len(lease.keys))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -15,7 +15,7 @@ from asyncoffload.aio.io_threads import IOThreads
 from asyncoffload.aio.waiting import outlive
 from asyncoffload.config import OffloaderSettings
 from asyncoffload.core.policies import EvictionPolicy
-from asyncoffload.errors import InvalidArgument
+from asyncoffload.errors import InvalidArgument, TierUnavailable
 from asyncoffload.keys import OffloadKey, checked_keys, scoped
 from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY
 from asyncoffload.managers.events import EventSubscription
@@ -41,6 +41,7 @@ from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.types import (
     ANONYMOUS,
     CPULoadStoreSpec,
+    Explanation,
     GPULoadStoreSpec,
     Int32s,
     KVLayout,
@@ -112,6 +113,9 @@ class Offloader:
                 block_size=self._layout.tokens_per_block,
                 promotion_bytes=settings.promotion_bytes,
                 cascade_blocks=settings.cascade_blocks,
+                write_policy=settings.write_policy,
+                dirty_victims=settings.dirty_victims,
+                journal_blocks=settings.journal_blocks,
                 group_bytes=[self._layout.group_bytes(group) for group in range(len(self._layout.groups))],
                 clock=clock,
             )
@@ -267,14 +271,34 @@ class Offloader:
         self._accounts.blocks.stored(result)
         return result
 
+    async def explain(self, key: OffloadKey, ctx: RequestContext = ANONYMOUS) -> Explanation:
+        """Where a block is, was, when and why it left; see :meth:`TieringOffloadingManager.explain`."""
+        self._check_open()
+        [key] = keys_within([key], ctx)
+        return await self._manager.explain(key, ctx)
+
     # ---- the whole
 
     async def settle(self) -> None:
         """Wait until every block on its way to a slower tier has arrived there or was shed.
 
+        Under ``write_policy = "demote"`` most blocks are on no way: :meth:`flush` brings all of them.
+
         Cancellation: leaves at once.
         """
         await self._manager.settle()
+
+    async def flush(self) -> None:
+        """Copy every block of host memory to the slower tiers that have none of it, and wait until that has ended.
+
+        Blocks that a tier does not take are counted as shed or failed.
+
+        Raises:
+            ClosedError: the offloader was closed.
+
+        Cancellation: leaves at once, and the copying goes on.
+        """
+        await self._manager.flush()
 
     def events(self, capacity: int = DEFAULT_EVENT_CAPACITY) -> EventSubscription:
         """Subscribe to blocks that appear in a tier or leave it, from now on: an async iterator, bounded."""
@@ -286,6 +310,8 @@ class Offloader:
 
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:
         """Take no new work, let cascades finish for up to ``drain_timeout`` seconds, give everything back. Idempotent.
+
+        Blocks that are on no way to a tier are lost with host memory; :meth:`flush` before brings them there.
 
         Raises:
             TierUnavailable: something still runs ``timeout`` seconds later. The memory it may touch stays mapped.
@@ -310,7 +336,8 @@ class Offloader:
         try:
             await self.start()
         except BaseException:
-            await self.aclose(drain=False)
+            with suppress(TierUnavailable):  # what went wrong is the one to see
+                await self.aclose(drain=False)
             raise
         return self
 

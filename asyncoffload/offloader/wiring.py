@@ -156,6 +156,8 @@ def tiers_for(settings: OffloaderSettings, layout: KVLayout, view: memoryview) -
                         direct_io=tier.direct_io,
                         quota=tier.quota,
                         min_free=tier.min_free,
+                        durability=tier.durability,
+                        io_timeout=tier.io_timeout,
                     )
                 )
             case MemoryTierSettings():

@@ -37,12 +37,13 @@ GLANCE_SECONDS = 0.1
 
 
 class Report(NamedTuple):
-    """What the loop has for the core: an op that has ended, events of a tier, or both."""
+    """What the loop has for the core: what became of an op, events of a tier, or both."""
 
     tier: int
     events: Sequence[OffloadingEvent]
     op: Op | None = None
     statuses: Sequence[Status] = ()
+    abandoned: bool = False
 
 
 class Conductor:
@@ -61,6 +62,7 @@ class Conductor:
         promises: what must not be evicted.
         loop: where ops run.
         publish: takes events of tiers, by whoever has the core.
+        date: called before the core is given back: what it has written down happened now.
 
     Attributes:
         handover: who has the core.
@@ -80,6 +82,7 @@ class Conductor:
         promises: Promises,
         loop: LoopThread,
         publish: Callable[[Iterable[OffloadingEvent]], None],
+        date: Callable[[], None],
     ) -> None:
         self.handover = Handover(loop.check)
         self.failure: BaseException | None = None
@@ -94,6 +97,7 @@ class Conductor:
         self._promises = promises
         self._loop = loop
         self._publish = publish
+        self._date = date
         self._inbox: deque[Report] = deque()
         self._turn_wanted = False
         self._turn_armed = False
@@ -145,6 +149,7 @@ class Conductor:
                 if (wanted or self._turn_armed) and self._steps_without_turn > PATIENCE_STEPS:
                     self._guarded(self.start)
         finally:
+            self._date()
             self.handover.leave()
         if startable or self._inbox or self._turn_wanted:
             self._arm()
@@ -166,6 +171,11 @@ class Conductor:
         """Whether no op is in flight and neither inbox nor outbox holds anything; for who has the core."""
         planner = self._planner
         return not self._inbox and planner.idle and not (planner.wants_slots and self._table.available)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether it is idle, and no tier touches a slot, not even one whose job it has abandoned."""
+        return self.idle and not self.running
 
     def wait(self, until: Callable[[], bool], timeout: float | None) -> bool:
         """Block until something holds that is asked in the core; returns whether it came to hold in time.
@@ -218,7 +228,7 @@ class Conductor:
             op = report.op
             if op is not None:
                 max_keys -= len(op.keys)
-                self._planner.settle(op.op_id, report.statuses)
+                self._planner.settle(op.op_id, report.statuses, abandoned=report.abandoned)
                 if op.kind is OpKind.PROMOTE:
                     for slot, status in zip(op.slots, report.statuses, strict=True):
                         if status is Status.DONE:
@@ -268,6 +278,7 @@ class Conductor:
                 self.fail(error)
                 return
             finally:
+                self._date()
                 self.handover.leave_loop()
             if not started and not reported:
                 return
@@ -288,17 +299,18 @@ class Conductor:
             self.fail(error)
 
     async def _conduct(self, op: Op) -> None:
-        """Run one op and report it exactly once."""
-        statuses = [Status.CANCELLED] * len(op.keys)
         try:
-            statuses = await self._runner.run(op)
+            await self._runner.run(op, self._report)
         except Exception as error:
             self.fail(error)
         finally:
             self.running.pop(op, None)
-            self._inbox.append(Report(op.tier, self._runner.take_events(op.tier), op, statuses))
             self._moved.set()
-            self._turn()
+
+    def _report(self, op: Op, statuses: Sequence[Status], *, abandoned: bool) -> None:
+        self._inbox.append(Report(op.tier, self._runner.take_events(op.tier), op, statuses, abandoned))
+        self._moved.set()
+        self._turn()
 
     def _collect(self) -> None:
         self._collecting = False
@@ -332,7 +344,7 @@ class Conductor:
             return list(self.running)
         self.enter()
         try:
-            return self._planner.in_flight
+            return list(dict.fromkeys([*self._planner.in_flight, *list(self.running)]))
         finally:
             self.leave()
 

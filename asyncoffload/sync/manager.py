@@ -21,7 +21,7 @@ _HIT, _MISS, _HIT_PENDING = LookupResult.HIT, LookupResult.MISS, LookupResult.HI
 
 
 class SyncOffloadingManager(SteppedManager):
-    """Blocks in the slots of host memory, written through to slower tiers and brought back from them, step by step.
+    """Blocks in the slots of host memory, written to slower tiers and brought back from them, step by step.
 
     The calling thread owns the manager during a step, and plans by itself; nothing waits for the loop, on which the
     tiers work, but :meth:`drain_jobs` and :meth:`shutdown`. Between steps the loop plans on: what was asked for is
@@ -124,6 +124,9 @@ class SyncOffloadingManager(SteppedManager):
         with self._call:
             self._check_open()
             self._primary.touch(keys)
+        if self._touches.wanted:
+            kept = tuple(keys)
+            self._loop.post(lambda: self._touches.add(kept))
 
     def source_of(self, key: OffloadKey) -> str | None:
         """The tier that a ready block was promoted from; None where it was stored from a device, or is not ready."""
@@ -133,7 +136,7 @@ class SyncOffloadingManager(SteppedManager):
 
     # ---- writing
 
-    def prepare_store(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> PrepareStoreOutput | None:  # noqa: ARG002
+    def prepare_store(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> PrepareStoreOutput | None:
         """Hand out slots for those blocks that are absent and were offered often enough: for all or for none.
 
         Returns:
@@ -149,8 +152,11 @@ class SyncOffloadingManager(SteppedManager):
                 self._promises.secure()
                 if self._primary.table.available < len(keys):
                     self._promises.yield_to_store(len(self._primary.table.absent(checked_keys(keys))))
-            output = self._primary.prepare_store(keys)
-            if output is not None and output.keys_to_store:
+            output = self._primary.prepare_store(keys, ctx.depth)
+            if output is None:
+                self._planner.make_room(keys, keys, insist=True)  # for the next time
+                self._conductor.changed = True
+            elif output.keys_to_store:
                 self._planner.store_began(output.keys_to_store)
                 self._conductor.changed = True
             return output

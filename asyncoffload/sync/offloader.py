@@ -24,7 +24,7 @@ from asyncoffload.offloader.stats import OffloaderStats
 from asyncoffload.offloader.wiring import KVCaches
 from asyncoffload.sync.jobs import LoopJobs
 from asyncoffload.sync.probing import Probes
-from asyncoffload.types import ANONYMOUS, Int32s, KVLayout, LookupResult, RequestContext, Status
+from asyncoffload.types import ANONYMOUS, Explanation, Int32s, KVLayout, LookupResult, RequestContext, Status
 
 START_SECONDS = 30.0
 """How long the constructor waits for the tiers."""
@@ -227,6 +227,28 @@ class SyncOffloader:
         except TimeoutError:
             raise TierUnavailable(f"blocks are still on their way to the tiers after {timeout} seconds") from None
 
+    def flush(self, timeout: float | None = None) -> None:
+        """Copy every block of host memory to the slower tiers that have none of it, and block until that has ended.
+
+        Raises:
+            TierUnavailable: some are still on their way after ``timeout`` seconds.
+            WrongLoopError, InternalError: as :meth:`wait`.
+        """
+        try:
+            self._loop.run(self._offloader.flush, timeout)
+        except TimeoutError:
+            raise TierUnavailable(f"blocks are still on their way to the tiers after {timeout} seconds") from None
+
+    def explain(self, key: OffloadKey, ctx: RequestContext = ANONYMOUS) -> Explanation:
+        """Where a block is, was, when and why it left; see :meth:`Offloader.explain`. Blocks while tiers are asked.
+
+        Raises:
+            InvalidArgument: the key is malformed.
+            ClosedError, WrongLoopError, InternalError: as :meth:`lookup`.
+        """
+        self._check_open()
+        return self._loop.run(lambda: self._offloader.explain(key, ctx))
+
     def stats(self) -> OffloaderStats:
         """Where the stack stands."""
         return self._offloader.stats()
@@ -234,7 +256,7 @@ class SyncOffloader:
     def shutdown(self, timeout: float = 30.0) -> None:
         """Drop what is queued, wait for what runs, close the stack. It always ends; results stay to be collected.
 
-        Blocks that no slower tier has yet are lost with host memory: :meth:`settle` before brings them there.
+        Blocks that no slower tier has yet are lost with host memory: :meth:`flush` before brings them there.
 
         Raises:
             TierUnavailable: something still runs after ``timeout`` seconds; its device blocks must stay, and host

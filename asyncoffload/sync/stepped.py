@@ -10,6 +10,7 @@ from types import TracebackType
 
 from asyncoffload.aio.loop_thread import LoopThread
 from asyncoffload.core.block_table import BlockTable
+from asyncoffload.core.journal import DEFAULT_JOURNAL_BLOCKS, Journal
 from asyncoffload.core.policies import LRU, EvictionPolicy
 from asyncoffload.core.primary import Primary, PrimaryStats
 from asyncoffload.errors import (
@@ -22,15 +23,17 @@ from asyncoffload.errors import (
 from asyncoffload.keys import OffloadKey
 from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY
 from asyncoffload.managers.events import EventSubscription
+from asyncoffload.managers.explaining import Explainer
 from asyncoffload.managers.planning import DEFAULT_PROMOTION_BYTES, planner_for, quarter_of
 from asyncoffload.managers.runner import OpRunner
 from asyncoffload.managers.tier_names import counts_by_name, names_of
+from asyncoffload.managers.touching import Touches
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.sync.conductor import Conductor
 from asyncoffload.sync.promises import Promises
 from asyncoffload.sync.requests import Requests
 from asyncoffload.tiers.base import SecondaryTierManager
-from asyncoffload.types import OffloadingEvent, RequestContext
+from asyncoffload.types import ANONYMOUS, DirtyVictims, Explanation, OffloadingEvent, RequestContext, WritePolicy
 
 GRACE_SECONDS = 1.0
 """How much longer the end of what runs may take to be told than to come."""
@@ -50,6 +53,11 @@ class SteppedManager:
             time of a step.
         cascade_blocks: bound on the blocks on their way into each tier; what exceeds it is shed and offered again
             later. By default a quarter of the primary.
+        write_policy: whether blocks are written to the tiers as soon as they are stored, or only when they are about
+            to be evicted.
+        dirty_victims: what happens where only blocks that no tier has could make room: they are dropped, and counted
+            as lost; or what needs room is refused, and the tiers are given these blocks.
+        journal_blocks: how many blocks' lives are remembered for :meth:`explain`; 0 for none.
         clock: seconds; the clock of the deadlines.
         loop: by default the loop that all facades of this process share.
 
@@ -67,14 +75,26 @@ class SteppedManager:
         block_size: int = 0,
         promotion_bytes: int = DEFAULT_PROMOTION_BYTES,
         cascade_blocks: int | None = None,
+        write_policy: WritePolicy = "write_through",
+        dirty_victims: DirtyVictims = "drop",
+        journal_blocks: int = DEFAULT_JOURNAL_BLOCKS,
         clock: Callable[[], float] = time.monotonic,
         loop: LoopThread | None = None,
     ) -> None:
         self._names = names_of(tiers)
-        table = BlockTable(region.n_slots, policy or LRU(), n_tiers=len(tiers), held_among=region.held_among)
+        table = BlockTable(
+            region.n_slots,
+            policy or LRU(),
+            n_tiers=len(tiers),
+            keep_dirty=dirty_victims == "refuse",
+            held_among=region.held_among,
+        )
         self._ready: dict[OffloadKey, int] = table.ready
         self._writing = table.writing
-        self._primary = Primary(table, store_threshold=store_threshold, block_size=block_size)
+        journal = Journal(journal_blocks)
+        self._primary = Primary(table, store_threshold=store_threshold, block_size=block_size, journal=journal)
+        self._explainer = Explainer(table, journal, clock=clock)
+        self._explainer.tiers, self._explainer.names = tuple(tiers), self._names
         self._promises = Promises(table, 2 * quarter_of(region))
         runner = OpRunner(tiers, region, clock=clock)
         self._planner = planner_for(
@@ -84,11 +104,21 @@ class SteppedManager:
             region,
             promotion_bytes=promotion_bytes,
             cascade_blocks=cascade_blocks,
+            write_policy=write_policy,
             keeper=self._promises,
         )
         self._loop = LoopThread.shared() if loop is None else loop
+        self._touches = Touches(tiers, clock)
         self._conductor = Conductor(
-            self._planner, table, runner, len(tiers), region, self._promises, self._loop, self._publish
+            self._planner,
+            table,
+            runner,
+            len(tiers),
+            region,
+            self._promises,
+            self._loop,
+            self._publish,
+            self._explainer.date,
         )
         self._handover = self._conductor.handover
         self._call = _Call(self._conductor)
@@ -165,12 +195,38 @@ class SteppedManager:
         with self._call:
             return self._primary.stats()
 
+    def explain(self, key: OffloadKey, ctx: RequestContext = ANONYMOUS) -> Explanation:
+        """Where a block is, was, when and why it left; ``str()`` of the answer is for humans. It changes nothing.
+
+        It blocks while the tiers are asked, until the deadline or for ten seconds at most.
+
+        Raises:
+            InvalidArgument: the key is malformed, or the context names a tier that does not exist.
+        """
+        with self._call:
+            self._check_open()
+            answer = self._explainer.question(key, ctx)
+        return self._loop.run(answer)
+
     def tier_counts(self) -> dict[str, dict[str, int]]:
         """Per tier: blocks promoted; cascades ``in_flight``, ``stored``, ``shed`` and ``failed``; and as
         ``refused_missing``, ``refused_corrupt`` and so on how often it could not give a block that was asked for.
         """
         with self._call:
             return counts_by_name(self._names, self._planner)
+
+    def flush(self) -> None:
+        """Have every block of the primary copied to the tiers that have no copy of it; :meth:`drain_jobs` waits for it.
+
+        Blocks that are being written count, once they are ready, only for the next time.
+
+        Raises:
+            ClosedError: the manager was shut down.
+        """
+        with self._call:
+            self._check_open()
+            self._planner.flush()
+            self._conductor.changed = True
 
     def has_pending_work(self) -> bool:
         """Whether an op is in flight, or something waits to be started or settled."""
@@ -188,13 +244,15 @@ class SteppedManager:
     def drain_jobs(self, timeout: float | None = None) -> None:
         """Block until nothing is in flight: no probe, promotion or cascade, and none waits to be started.
 
+        That includes jobs that a tier has abandoned, as long as it may touch their slots.
+
         Args:
             timeout: seconds; None: as long as it takes.
 
         Raises:
             TierUnavailable: something is still in flight; it names it.
         """
-        if not self._conductor.wait(lambda: self._conductor.idle, timeout):
+        if not self._conductor.wait(lambda: self._conductor.at_rest, timeout):
             raise self._still_running(timeout, "drain")
 
     def shutdown(self, timeout: float = 30.0) -> None:
@@ -214,7 +272,8 @@ class SteppedManager:
                 self._promises.clear()
                 self._requests.end_all()
                 self._planner.shut(drain=False)
-            if self._conductor.wait(lambda: self._conductor.idle, timeout):
+            self._loop.post(self._touches.stop)
+            if self._conductor.wait(lambda: self._conductor.at_rest, timeout):
                 return
         except InternalError:
             with suppress(TimeoutError):

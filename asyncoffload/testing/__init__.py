@@ -5,6 +5,7 @@
 :class:`GatedTier`, :class:`FaultyTier`,        around any tier: hold its calls, let them fail, let blocks rot and go,
 :class:`SlowTier`                               let them take their time
 :class:`FaultyDisk`                             under the file tier: the disk is full, broken, slow, or it lies
+:class:`PowerLoss`                              under the file tier: what would be left if the power failed
 :class:`VirtualTimeLoop`, :class:`ManualClock`  an hour in no time, the same way each time
 :class:`Gate`                                   a place where coroutines and threads wait for the test
 =============================================== ======================================================================
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     )
     from asyncoffload.testing.gates import Gate as Gate
     from asyncoffload.testing.kills import StoringChild as StoringChild
+    from asyncoffload.testing.power_loss import PowerLoss as PowerLoss
     from asyncoffload.testing.slots import (
         Slots as Slots,
         content_of as content_of,
@@ -58,6 +60,7 @@ _NAMES_BY_MODULE = {
     "faulty_disk": "Delayed FaultyDisk Flipped Refused Short Torn",
     "gates": "Gate",
     "kills": "StoringChild",
+    "power_loss": "PowerLoss",
     "slots": "Slots content_of small_layout some_keys",
     "tier_hooks": "TierHooks",
     "tier_laws": "TierLaws",

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from asyncoffload.core.layout import key_of
 from asyncoffload.keys import OffloadKey
@@ -15,8 +15,9 @@ from asyncoffload.testing.fault_plan import FaultPlan, FaultRule
 from asyncoffload.testing.gates import Gate
 from asyncoffload.tiers.fs.blockfile import BlockFiles
 from asyncoffload.tiers.fs.format import PAGE, BlockFormat
+from asyncoffload.tiers.fs.system_calls import SystemCalls, sync_directory
 
-DiskCall = Literal["open", "create", "read", "write"]
+DiskCall = Literal["open", "create", "read", "write", "sync", "sync_directory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +81,35 @@ DiskFault = Refused | Torn | Short | Flipped | Delayed
 class FaultyDisk:
     """Pass its :meth:`make_files` to a file tier; the tier then does its I/O through this disk, in its own threads.
 
-    ``open`` is opening a block for reading, ``create`` is making its file, ``read`` and ``write`` move its bytes. Each
-    call first passes its gate, then meets the faults that are planned for it: all delays, and the first of the others.
+    ``open`` is opening a block for reading, ``create`` is making its file, ``read`` and ``write`` move its bytes. With
+    ``durability="fsync"``, ``sync`` makes its bytes durable, and ``sync_directory`` the names in a directory, of which
+    a plan cannot choose by key. Each call first passes its gate, then meets the faults that are planned for it: all
+    delays, and the first of the others.
 
     Args:
         seed: decides where faults with a ``chance`` strike.
         sleep: what a delay does, in an I/O thread; pass ``loop.block`` of a :class:`VirtualTimeLoop` for virtual time.
 
     Attributes:
-        gates: a gate for each of the calls, all open at first; what passes is the path of the block's file.
+        gates: a gate for each of the calls, all open at first; what passes is the path of the file or directory.
     """
 
     def __init__(self, *, seed: int = 0, sleep: Callable[[float], object] = time.sleep) -> None:
         self._plan: FaultPlan[DiskFault] = FaultPlan(seed)
         self._sleep = sleep
-        self.gates: dict[DiskCall, Gate[str]] = {call: Gate() for call in ("open", "create", "read", "write")}
+        self.gates: dict[DiskCall, Gate[str]] = {call: Gate() for call in get_args(DiskCall)}
 
     def make_files(self, block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
         """As ``make_files`` of :class:`~asyncoffload.FileSystemTierManager`."""
-        return BlockFiles(
-            block_format, owner, direct=direct, open_file=self._open, pwritev=self._pwritev, preadv=self._preadv
+        calls = SystemCalls(
+            open_file=self._open,
+            pwritev=self._pwritev,
+            preadv=self._preadv,
+            sync_file=self._sync_file,
+            sync_directory=self._sync_directory,
+            may_sync_whole=lambda path: False,  # noqa: ARG005 (a plan is about single files)
         )
+        return BlockFiles(block_format, owner, direct=direct, calls=calls)
 
     def add(
         self,
@@ -148,6 +157,14 @@ class FaultyDisk:
         if isinstance(fault, Flipped):
             _flip(buffers, fault.at - offset)
         return count
+
+    def _sync_file(self, fd: int) -> None:
+        self._meet("sync", _path(fd))
+        os.fdatasync(fd)
+
+    def _sync_directory(self, path: str) -> None:
+        self._meet("sync_directory", path)
+        sync_directory(path)
 
     def _meet(self, call: DiskCall, path: str) -> DiskFault | None:
         """Pass the gate, and suffer what is planned; what the call itself has to do is returned."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from asyncoffload.aio.pool_stats import PoolStats
-from asyncoffload.errors import InvalidArgument
+from asyncoffload.errors import InvalidArgument, TierUnavailable
 from asyncoffload.keys import OffloadKey, group_of
 from asyncoffload.types import (
     ANONYMOUS,
+    Findings,
     JobResult,
     KVLayout,
     LookupResult,
@@ -106,6 +108,17 @@ class SecondaryTierManager(ABC):
         """The blocks were used elsewhere: a tier that evicts should keep them longer."""
         return
 
+    async def explain(self, key: OffloadKey) -> Findings:
+        """What there is to tell about one block: whether it is there now, and how it came and went.
+
+        It may take a look that no other call would take. By default what :meth:`lookup` says.
+
+        Raises:
+            ClosedError: the tier was closed.
+        """
+        [answer] = await self.lookup([key])
+        return Findings(holds=answer is LookupResult.HIT)
+
     def take_events(self) -> Sequence[OffloadingEvent]:
         """Blocks that appeared or left since the last call; a block that left is reported, whatever the cause."""
         return ()
@@ -146,7 +159,8 @@ class SecondaryTierManager(ABC):
         try:
             await self.start()
         except BaseException:
-            await self.aclose(drain=False)
+            with suppress(TierUnavailable):  # what went wrong is the one to see
+                await self.aclose(drain=False)
             raise
         return self
 

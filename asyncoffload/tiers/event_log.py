@@ -13,10 +13,14 @@ MAX_EVENTS = 4096
 
 
 class EventLog:
-    """Events of one medium between two calls of :meth:`take`. When it is full, the oldest is dropped and counted."""
+    """Events of one medium between two calls of :meth:`take`. When it is full, the oldest is dropped and counted.
+
+    Attributes:
+        medium: the medium.
+    """
 
     def __init__(self, medium: str, block_size: int, *, max_events: int = MAX_EVENTS) -> None:
-        self._medium = medium
+        self.medium = medium
         self._block_size = block_size
         self._max_events = max_events
         self._events: deque[OffloadingEvent] = deque()
@@ -45,4 +49,4 @@ class EventLog:
         if len(self._events) == self._max_events:
             self._events.popleft()
             self._lost += 1
-        self._events.append(OffloadingEvent(tuple(keys), self._block_size, self._medium, removed))
+        self._events.append(OffloadingEvent(tuple(keys), self._block_size, self.medium, removed))

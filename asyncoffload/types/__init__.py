@@ -1,5 +1,7 @@
 """The values that pass between the parts. Nothing here waits, allocates device memory or knows a tier."""
 
+from asyncoffload.types.explanation import Explanation
+from asyncoffload.types.history import ARRIVALS, DEPARTURES, Fate, Findings, HistoryEntry
 from asyncoffload.types.jobs import (
     CANCELLED,
     DONE,
@@ -11,7 +13,7 @@ from asyncoffload.types.jobs import (
     TransferResult,
 )
 from asyncoffload.types.layout import KVGroup, KVLayout
-from asyncoffload.types.managing import OffloadingEvent, PrepareStoreOutput
+from asyncoffload.types.managing import DirtyVictims, OffloadingEvent, PrepareStoreOutput, WritePolicy
 from asyncoffload.types.requests import ANONYMOUS, RequestContext
 from asyncoffload.types.specs import (
     BlockIDsLoadStoreSpec,
@@ -26,13 +28,20 @@ from asyncoffload.types.vocabulary import LookupResult, Priority, Status
 
 __all__ = [
     "ANONYMOUS",
+    "ARRIVALS",
     "CANCELLED",
+    "DEPARTURES",
     "DONE",
     "MISSING",
     "SHED",
     "BlockIDsLoadStoreSpec",
     "CPULoadStoreSpec",
+    "DirtyVictims",
+    "Explanation",
+    "Fate",
+    "Findings",
     "GPULoadStoreSpec",
+    "HistoryEntry",
     "Int32s",
     "Int64s",
     "JobResult",
@@ -49,4 +58,5 @@ __all__ = [
     "TransferJob",
     "TransferResult",
     "TransferSpec",
+    "WritePolicy",
 ]

@@ -6,7 +6,7 @@ What happened to a block is a value, so that one bad block never turns a batch i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from asyncoffload.errors import (
@@ -22,10 +22,17 @@ from asyncoffload.types.vocabulary import Priority, Status
 
 @dataclass(frozen=True, slots=True)
 class KeyOutcome:
-    """What became of one key, and the exception that explains it."""
+    """What became of one key, and the exception that explains it.
+
+    Attributes:
+        status: what became of it.
+        error: the exception that explains it.
+        why: the name of the bound that it ran into, or a few words; empty where the exception says all.
+    """
 
     status: Status
     error: BaseException | None = None
+    why: str = field(default="", compare=False)
 
     @property
     def ok(self) -> bool:
@@ -53,6 +60,8 @@ class TransferJob:
         unwanted: keys that nobody waits for any more. It grows (and may shrink) while the job runs: look at it
             between blocks, and answer CANCELLED for what was skipped.
         job_id: unique within the process.
+        depths: how many blocks of its request come before each key; None where nobody knows.
+        report: takes the outcomes of an abandoned job; set by whoever can make use of them.
     """
 
     keys: Sequence[OffloadKey]
@@ -61,10 +70,23 @@ class TransferJob:
     deadline: float | None = None
     unwanted: set[OffloadKey] = field(default_factory=set)
     job_id: int = field(default_factory=_job_ids.__next__)
+    depths: Sequence[int] | None = None
+    report: Callable[[Sequence[KeyOutcome]], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.keys) != len(self.slots):
             raise InvalidArgument(f"{len(self.keys)} keys need as many slots, not {len(self.slots)}")
+
+    def abandon(self, outcomes: Sequence[KeyOutcome]) -> None:
+        """For tiers: a call of the operating system hangs, and nobody should wait for it. On the loop's thread.
+
+        Whoever waits goes on with these outcomes, one per key. The slots stay in use: they are quarantined until the
+        tier's coroutine returns, as late as that may be, and what it then answers is of no account any more. May be
+        called again, and then does nothing.
+        """
+        if self.report is not None:
+            report, self.report = self.report, None
+            report(outcomes)
 
 
 _ERRORS: dict[Status, type[TransferError]] = {

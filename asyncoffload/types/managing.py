@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types.specs import CPULoadStoreSpec
+
+WritePolicy: TypeAlias = Literal["write_through", "demote"]
+"""When blocks of the primary are written to the tiers: as soon as they are stored, or when they are about to leave."""
+
+DirtyVictims: TypeAlias = Literal["drop", "refuse"]
+"""What happens where only blocks that no tier has could make room: they are dropped, or what needs room is refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ class RequestContext:
         deadline: seconds of ``time.monotonic()`` after which the caller no longer wants to wait; None: no limit.
         namespace: blocks of different namespaces never meet; folded into the keys where they enter.
         tiers: names of the secondary tiers that may serve the call; None: all of them.
+        depth: how many blocks of the request come before the first of the call's keys. Tiers that evict lose the end
+            of a prefix first.
     """
 
     request_id: str = ""
@@ -24,6 +26,7 @@ class RequestContext:
     deadline: float | None = None
     namespace: str = ""
     tiers: frozenset[str] | None = None
+    depth: int = 0
 
 
 ANONYMOUS = RequestContext()

@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -274,17 +274,19 @@ async def test_a_hanging_thread_is_given_up_and_its_worker_goes_on() -> None:
     before, now = set(threading.enumerate()), 0.0
     pool = DualQueueThreadPool(1, 1, clock=lambda: now, max_given_up=2)
     gates = [Gate(), Gate()]
-    hanging = [pool.enqueue_store(n, 1, [gate]) for n, gate in enumerate(gates)]
+    tasks: list[list[Callable[[], object]]] = [[lambda: 7, gate, lambda: 7] for gate in gates]
+    hanging = [pool.enqueue_store(n, 3, calls) for n, calls in enumerate(tasks)]
     await gates[0].reached.wait()
-    assert pool.give_up(older_than=5) == 0
+    assert pool.give_up(older_than=5) == {}
     now = 10.0
-    assert pool.give_up(older_than=5) >= 1
+    assert pool.give_up(older_than=5)[hanging[0]] == [1]
+    assert pool.give_up(older_than=5)[hanging[0]] == [1], "it hangs all the same, and is replaced once"
     assert await pool.enqueue_load(8, 2, [lambda: 7] * 2) == [7, 7]
     assert not hanging[0].finished
     assert pool.stats().given_up_threads >= 1
     for gate in gates:
         gate.opened.set()
-    assert [await job for job in hanging] == [["through"]] * 2
+    assert [await job for job in hanging] == [[7, "through", 7]] * 2
     await pool.aclose()
     for thread in set(threading.enumerate()) - before:
         thread.join()

@@ -74,7 +74,7 @@ async def test_a_near_deadline_comes_first() -> None:
         one.pool.enqueue_load(3, 1, [one.task("near")], priority=Priority.CASCADE, deadline=one.clock.now + 0.5)
         one.pool.enqueue_load(4, 1, [one.task("late")], priority=Priority.CASCADE, deadline=one.clock.now - 1)
         await one.go()
-        assert one.served == ["late", "demand", "near", "far"]
+        assert one.served == ["demand", "late", "near", "far"]
 
 
 async def test_the_patient_are_served_under_a_stream_of_urgent_ones() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,7 +58,7 @@ def test_a_task_that_raises_harms_no_other() -> None:
 
     job: JobState[int] = JobState(1, 3)
     (piece,) = cut(job, [lambda: 1, bad, lambda: 3], 0, 3)
-    piece.run()
+    piece.run(time.monotonic)
     assert job.results[0::2] == [1, 3]
     assert isinstance(job.results[1], SystemExit)
     assert job.finished
@@ -66,6 +68,6 @@ def test_a_task_that_raises_harms_no_other() -> None:
 def test_a_stopped_job_ends_between_two_tasks() -> None:
     job: JobState[None] = JobState(1, 3)
     (piece,) = cut(job, [job.cancel, lambda: pytest.fail("stopped"), lambda: pytest.fail("stopped")], 0, 3)
-    piece.run()
+    piece.run(time.monotonic)
     assert job.results == [None, Status.CANCELLED, Status.CANCELLED]
     assert job.finished

@@ -52,9 +52,10 @@ def test_a_replay_prints_a_table_and_leaves_no_file(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_named_files_are_written_and_found_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("durability", ["none", "fsync"])
+def test_named_files_are_written_and_found_again(tmp_path: Path, durability: str) -> None:
     figures, picture, blocks = tmp_path / "figures.json", tmp_path / "hits.png", tmp_path / "blocks"
-    command = ("replay", *SMALL, "--fs-dir", blocks, "--settle", "--concurrency", "1")
+    command = ("replay", *SMALL, "--fs-dir", blocks, "--settle", "--concurrency", "1", "--durability", durability)
     assert _run(*command).exit_code == 0
     assert _run(*command, "--json", figures, "--plot", picture).exit_code == 0
     report = json.loads(figures.read_text())

@@ -51,7 +51,16 @@ def test_a_root_of_two_layouts(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     status, report = inspect_json(tmp_path)
     assert status == 0
-    assert set(report) == {"root", "free_bytes", "disk_bytes", "account", "layouts", "strange"}
+    assert set(report) == {
+        "root",
+        "free_bytes",
+        "disk_bytes",
+        "account",
+        "layouts",
+        "left_in_last_hour",
+        "strange",
+    }
+    assert report["left_in_last_hour"] == [{"what": "corrupt", "why": "verify", "blocks": 1}]
     assert report["strange"] == ["notes.txt"]
     layouts = {each["directory"]: each for each in report["layouts"]}
     assert set(layouts) == {directory_name(LAYOUT), directory_name(OTHER)}
@@ -100,6 +109,7 @@ def test_a_root_of_two_layouts(tmp_path: Path) -> None:
         "older",
         "nobody",
         "notes.txt",
+        "in the last hour 1 corrupt (verify)",
     ):
         assert text in table
 
@@ -160,8 +170,9 @@ def test_a_block(tmp_path: Path, name: str) -> None:
     digits = {"key": key.hex(), "hash": block_hash_of(key).hex().upper(), "beginning": "0x" + key.hex()[:9]}[name]
     status, report = inspect_json(tmp_path, digits)
     assert status == 0
-    assert set(report) == {"root", "key", "served", "looked_in", "files"}
+    assert set(report) == {"root", "key", "served", "looked_in", "files", "left"}
     assert report["served"] is True
+    assert report["left"] == []
     (file,) = report["files"]
     assert set(file) == {
         "path",

@@ -94,3 +94,27 @@ async def test_a_deadline_in_the_past_means_to_compute_everything_on_disk(tmp_pa
 def test_what_cannot_run_is_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         Replay(_requests([1, 2, 3]), _options(tmp_path, **options))
+
+
+@pytest.mark.parametrize("dirty_victims", ["drop", "refuse"])
+async def test_under_demotion_every_byte_is_right_and_less_is_written(tmp_path: Path, dirty_victims: str) -> None:
+    reports, written = [], []
+    for write_policy in ("write_through", "demote"):
+        settings = OffloaderSettings.parse(
+            {
+                "host_bytes": "1MiB",
+                "tiers": [{"type": "fs", "root_dir": tmp_path / write_policy}],
+                "write_policy": write_policy,
+                "dirty_victims": dirty_victims,
+            }
+        )
+        replay = Replay(generated_traffic(60), _options(tmp_path, settings=settings, concurrency=1, settle=True))
+        await replay.run()
+        assert replay.stats is not None
+        assert replay.stats.primary.lost == 0
+        reports.append(replay.report({}))
+        written.append(replay.stats.tiers["fs"]["stored"])
+    through, demoted = reports
+    assert through.wrong_bytes == demoted.wrong_bytes == 0
+    assert demoted.hits == through.hits
+    assert 0 < written[1] < written[0]

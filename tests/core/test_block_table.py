@@ -268,17 +268,17 @@ def test_clean_bits_belong_to_one_tier_and_one_life() -> None:
     put(table, 1)
     put(table, 2)
     table.mark_clean(blocks(1), tier=0)
-    assert table.dirty(2, tier=0) == blocks(2)
-    assert table.dirty(2, tier=1) == blocks(1, 2)
-    assert table.dirty(1, tier=0) == []
+    assert table.dirty(table.cold.coldest(2), tier=0) == blocks(2)
+    assert table.dirty(table.cold.coldest(2), tier=1) == blocks(1, 2)
+    assert table.dirty(table.cold.coldest(1), tier=0) == []
     table.mark_dirty(blocks(1, 9), tier=0)
-    assert table.dirty(2, tier=0) == blocks(1, 2)
+    assert table.dirty(table.cold.coldest(2), tier=0) == blocks(1, 2)
     table.pin(blocks(1))
-    assert table.dirty(2, tier=0) == blocks(2)
+    assert table.dirty(table.cold.coldest(2), tier=0) == blocks(2)
     table.mark_clean(blocks(2), tier=0)
     table.reset()
     put(table, 2)
-    assert table.dirty(2, tier=0) == blocks(2)
+    assert table.dirty(table.cold.coldest(2), tier=0) == blocks(2)
 
 
 def test_victims_are_looked_for_beyond_many_blocks_that_are_held() -> None:
@@ -411,9 +411,9 @@ class TableMachine(RuleBasedStateMachine):
         assert self.table.pinned == sum(self.readers(key) > 0 for key in self.order)
         dirty = [key for key in self.order if key not in self.clean and not self.readers(key)]
         if self.policy is LRU:
-            assert self.table.dirty(self.n_slots, 0) == dirty
+            assert self.table.dirty(self.table.cold.coldest(self.n_slots), 0) == dirty
         else:
-            assert sorted(self.table.dirty(self.n_slots, 0)) == sorted(dirty)
+            assert sorted(self.table.dirty(self.table.cold.coldest(self.n_slots), 0)) == sorted(dirty)
 
     def teardown(self) -> None:
         for write in self.writes:

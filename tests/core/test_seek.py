@@ -11,7 +11,7 @@ from asyncoffload.core.ops import Hurry, Op, OpKind
 from asyncoffload.core.searches import MAX_LANDINGS, Search
 from asyncoffload.core.tickets import FetchState, Mode, Ticket
 from asyncoffload.keys import OffloadKey
-from asyncoffload.types import LookupResult, Priority, Status
+from asyncoffload.types import LookupResult, Priority, Status, WritePolicy
 from tests.core.test_tiering import Stack, keys_of
 from tests.core.test_tiering_fuzz import KEYS, World
 
@@ -313,8 +313,8 @@ def test_a_shut_planner_answers_miss() -> None:
 class SearchingWorld(World):
     """As the world of prefixes, with callers who search as well."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed)
+    def __init__(self, seed: int, *, write_policy: WritePolicy = "write_through", keep_dirty: bool = False) -> None:
+        super().__init__(seed, write_policy=write_policy, keep_dirty=keep_dirty)
         self.searches: list[Search] = []
         self.misses: dict[tuple[Search, OffloadKey], int] = {}
 

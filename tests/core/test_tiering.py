@@ -409,7 +409,7 @@ def test_stored_blocks_cascade_to_every_tier_and_are_clean_then() -> None:
     for op in ops:
         stack.settle(op)
     assert stack.table.pinned == 0
-    assert stack.table.dirty(8, 0) == []
+    assert stack.table.dirty(stack.table.cold.coldest(8), 0) == []
     assert stack.planner.settled
 
 
@@ -451,7 +451,7 @@ def test_what_a_tier_evicted_is_dirty_again() -> None:
     stack.store(keys)
     stack.run()
     stack.planner.forget(0, [keys[0]])
-    assert stack.table.dirty(8, 0) == [keys[0]]
+    assert stack.table.dirty(stack.table.cold.coldest(8), 0) == [keys[0]]
 
 
 def test_a_reset_under_a_promotion_promotes_anew() -> None:

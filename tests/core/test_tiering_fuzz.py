@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 
+import numpy as np
 import pytest
 
 from asyncoffload.core.block_table import BlockTable
 from asyncoffload.core.ops import Op, OpKind
-from asyncoffload.core.policies import LRU
+from asyncoffload.core.policies import ARC, LRU, EvictionPolicy
 from asyncoffload.core.primary import Primary
 from asyncoffload.core.tickets import NO_SLOT, FetchState, Mode, Ticket
 from asyncoffload.core.tiering import TieringPlanner
 from asyncoffload.core.write import Write
 from asyncoffload.keys import OffloadKey, make_key
-from asyncoffload.types import Priority, Status
+from asyncoffload.types import Priority, Status, WritePolicy
 
 KEYS = [make_key(bytes([n])) for n in range(30)]
 N_TIERS = 2
@@ -23,32 +25,46 @@ FAULTS = [Status.MISSING, Status.CORRUPT, Status.FAILED, Status.TIMED_OUT, Statu
 
 
 class World:
-    """A planner, two tiers that hold random blocks, and everything a hostile set of callers could do."""
+    """A planner, two tiers that hold random blocks, and everything a hostile set of callers could do.
 
-    def __init__(self, seed: int) -> None:
+    Whatever they do, a block that leaves the primary while no tier has it is counted, or does not leave.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        write_policy: WritePolicy = "write_through",
+        keep_dirty: bool = False,
+        policy: type[EvictionPolicy] = LRU,
+    ) -> None:
         self.random = random.Random(seed)
         n_slots = self.random.choice([4, 9, 20])
-        self.table = BlockTable(n_slots, LRU(), n_tiers=N_TIERS)
+        self.table = BlockTable(n_slots, policy(), n_tiers=N_TIERS, keep_dirty=keep_dirty)
         self.primary = Primary(self.table)
         self.tiers: list[set[OffloadKey]] = [set(self.random.sample(KEYS, 15)) for _ in range(N_TIERS)]
-        knows = self.random.random() < 0.5
+        self.knows = knows = self.random.random() < 0.5
+        self.write_policy = write_policy
         self.planner = TieringPlanner(
             self.primary,
             [lambda key, tier=tier: knows and key in tier for tier in self.tiers],  # type: ignore[misc]
             promotion_blocks=self.random.choice([2, 8]),
             cascade_blocks=self.random.choice([0, 3, 8]),
             clean_window=4,
+            write_policy=write_policy,
         )
+        self.written: set[tuple[int, OffloadKey]] = set()
+        self.n_lost = 0
         self.tickets: list[Ticket] = []
         self.stores: list[Write] = []
         self.ops: list[Op] = []
-        self.cascaded: Counter[int] = Counter()
+        self.promotions: list[Write] = []
 
     def step(self) -> None:
         actions = [self.open, self.open, self.extend, self.close, self.expire, self.begin_store, self.end_store]
         actions += [self.take, self.take, self.settle, self.settle, self.settle, self.lose]
         if self.random.random() < 0.02:
-            actions = [self.reset]
+            actions = [self.reset, self.flush]
         self.random.choice(actions)()
         self.planner.take_woken()
 
@@ -75,10 +91,26 @@ class World:
             self.planner.expire(self.random.choice(self.tickets))
 
     def begin_store(self) -> None:
-        write = self.primary.begin_store(self.random.sample(KEYS, 3))
+        keys = self.random.sample(KEYS, 3)
+        write = self.primary.begin_store(keys)
+        if write is None and self.planner.make_room(keys, keys, insist=self.random.random() < 0.5):
+            write = self.primary.begin_store(keys)
         if write is not None and write.keys:
+            self.left(write)
             self.planner.store_began(write.keys)
             self.stores.append(write)
+
+    def left(self, write: Write) -> None:
+        """Blocks had to make room."""
+        kept = len(write.evicted) - write.lost
+        assert all(any(key in tier for tier in self.tiers) for key in write.evicted[:kept])
+        self.n_lost += write.lost
+        self.forget_written(write.evicted)
+
+    def forget_written(self, keys: Iterable[OffloadKey]) -> None:
+        """What left the primary may be written again once it is back, unless the tiers say that they have it."""
+        if not self.knows:
+            self.written -= {(tier, key) for tier in range(N_TIERS) for key in keys}
 
     def end_store(self) -> None:
         if self.stores:
@@ -88,6 +120,10 @@ class World:
 
     def take(self) -> None:
         self.ops += [op for op in self.planner.take() if isinstance(op, Op)]
+        for running in self.planner._running._running.values():
+            if running.write is not None and running.write not in self.promotions:
+                self.promotions.append(running.write)
+                self.left(running.write)
 
     def settle(self) -> None:
         if not self.ops:
@@ -100,7 +136,9 @@ class World:
             elif op.kind is not OpKind.PROBE and key in op.unwanted:
                 status = Status.CANCELLED
             elif op.kind is OpKind.CASCADE:
+                assert self.write_policy == "write_through" or (op.tier, key) not in self.written, "written twice"
                 self.tiers[op.tier].add(key)
+                self.written.add((op.tier, key))
                 status = Status.DONE
             else:
                 status = Status.DONE if key in self.tiers[op.tier] else Status.MISSING
@@ -111,10 +149,15 @@ class World:
         tier = self.random.randrange(N_TIERS)
         key = self.random.choice(KEYS)
         self.tiers[tier].discard(key)
+        self.written.discard((tier, key))
         self.planner.forget(tier, [key])
 
     def reset(self) -> None:
+        self.forget_written(KEYS)
         self.planner.reset()
+
+    def flush(self) -> None:
+        self.planner.flush()
 
     def pins(self) -> list[int]:
         """The slots that others have pinned, once per pin."""
@@ -122,7 +165,11 @@ class World:
 
     def check(self) -> None:
         table, book = self.table, self.planner._reads.book
-        slots = [*table.ready.values(), *table.writing.values(), *table.doomed.values(), *table._free]
+        assert table.lost == self.n_lost
+        assert not (table.keeps_dirty and table.lost)
+        clean = sum(any(table._copies._has[slot : slot + 1]) for slot in table.ready.values())
+        assert table._copies.clean == clean == np.count_nonzero(table._copies._has)
+        slots = [*table.ready.values(), *table.writing.values(), *table.doomed.values(), *table._free._free]
         assert sorted(slots) == list(range(table.n_slots)), "a slot is lost or in two places"
         readers: Counter[int] = Counter()
         for ticket in self.tickets:
@@ -170,6 +217,21 @@ class World:
 def test_random_histories_leave_nothing_over(batch: int) -> None:
     for seed in range(batch * 60, batch * 60 + 60):
         world = World(seed)
+        for _ in range(world.random.randrange(20, 160)):
+            world.step()
+            world.check()
+        world.drain()
+
+
+@pytest.mark.parametrize("keep_dirty", [False, True], ids=["drop", "refuse"])
+@pytest.mark.parametrize("write_policy", ["write_through", "demote"])
+@pytest.mark.parametrize("policy", [LRU, ARC])
+@pytest.mark.parametrize("batch", range(4))
+def test_what_leaves_has_a_copy_or_is_counted_and_is_written_once(
+    batch: int, policy: type[EvictionPolicy], write_policy: WritePolicy, keep_dirty: bool
+) -> None:
+    for seed in range(20_000 + batch * 40, 20_000 + batch * 40 + 40):
+        world = World(seed, write_policy=write_policy, keep_dirty=keep_dirty, policy=policy)
         for _ in range(world.random.randrange(20, 160)):
             world.step()
             world.check()

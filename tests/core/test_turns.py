@@ -11,7 +11,7 @@ from asyncoffload.core.ops import OpKind
 from asyncoffload.core.searches import MAX_KEPT_LANDINGS, MAX_LANDINGS, Search
 from asyncoffload.core.standstill import NO_WAY_OUT, PATIENCE
 from asyncoffload.keys import OffloadKey
-from asyncoffload.types import LookupResult, Priority
+from asyncoffload.types import LookupResult, Priority, WritePolicy
 from tests.core.test_seek import HIT, MISS, PENDING, RETRY, SearchingWorld, asked, evict_all
 from tests.core.test_tiering import Stack, keys_of
 
@@ -255,8 +255,8 @@ def test_requests_that_do_not_fit_together_are_all_served_and_little_is_promoted
 class KeepingWorld(SearchingWorld):
     """As the world of searches, with a keeper for most of them."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed)
+    def __init__(self, seed: int, *, write_policy: WritePolicy = "write_through", keep_dirty: bool = False) -> None:
+        super().__init__(seed, write_policy=write_policy, keep_dirty=keep_dirty)
         self.keeper = Keeping(self)
 
     def step(self) -> None:
@@ -299,6 +299,20 @@ class KeepingWorld(SearchingWorld):
 def test_random_histories_with_a_keeper_leave_nothing_over(batch: int) -> None:
     for seed in range(batch * 30, batch * 30 + 30):
         world = KeepingWorld(50_000 + seed)
+        for _ in range(world.random.randrange(20, 200)):
+            world.step()
+            world.check()
+        world.drain()
+
+
+@pytest.mark.parametrize("keep_dirty", [False, True], ids=["drop", "refuse"])
+@pytest.mark.parametrize("world_of", [SearchingWorld, KeepingWorld])
+@pytest.mark.parametrize("batch", range(4))
+def test_whoever_searches_is_answered_where_blocks_are_demoted(
+    batch: int, world_of: type[SearchingWorld], keep_dirty: bool
+) -> None:
+    for seed in range(60_000 + batch * 30, 60_000 + batch * 30 + 30):
+        world = world_of(seed, write_policy="demote", keep_dirty=keep_dirty)
         for _ in range(world.random.randrange(20, 200)):
             world.step()
             world.check()

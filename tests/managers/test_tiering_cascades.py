@@ -7,16 +7,23 @@ import asyncio
 import pytest
 
 from asyncoffload.errors import ConfigError
+from asyncoffload.keys import OffloadKey
 from asyncoffload.managers.tiering import TieringOffloadingManager
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.types import Status
 from tests.managers.gated_tier import SLOT_BYTES, GatedTier, content_of
-from tests.managers.tiered_stack import keys_of, tiered, turns, until
+from tests.managers.tiered_stack import Stack, keys_of, tiered, turns, until
 
 
 def cascades(counts: dict[str, int]) -> tuple[int, int, int, int]:
     """In flight, stored, shed, failed."""
     return counts["in_flight"], counts["stored"], counts["shed"], counts["failed"]
+
+
+def dirty(stack: Stack, count: int) -> list[OffloadKey]:
+    """Those of the coldest blocks that the first tier has no copy of."""
+    table = stack.manager._primary.table
+    return table.dirty(table.cold.coldest(count), 0)
 
 
 async def test_a_stored_block_arrives_in_every_tier() -> None:
@@ -131,7 +138,7 @@ async def test_a_block_that_the_tier_did_not_take_stays_dirty(status: Status) ->
         assert (in_flight, stored) == (0, 3)
         expected = {Status.SHED: (2, 0), Status.CANCELLED: (1, 0)}  # what it shed is offered once more, with the rest
         assert (shed, failed) == expected.get(status, (0, 1))
-        assert stack.manager._primary.table.dirty(4, 0) == [keys[0]]
+        assert dirty(stack, 4) == [keys[0]]
         await stack.store(keys_of(3, start=50))
         assert stack.manager.stats().lost == 0, "blocks with a copy go first"
         assert await stack.load(keys[:1]) == 1
@@ -145,7 +152,7 @@ async def test_a_block_that_a_tier_reports_as_removed_is_written_again() -> None
         del stack.tier.blocks[keys[0]]
         stack.tier.events.removed(keys[:1])
         await stack.manager.take_events()
-        assert stack.manager._primary.table.dirty(8, 0) == keys[:1]
+        assert dirty(stack, 8) == keys[:1]
         for start in range(50, 58, 2):
             await stack.store(keys_of(2, start))
             await stack.manager.settle()

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from asyncoffload.core.ops import OpKind
+from asyncoffload.core.ops import Op, OpKind
 from asyncoffload.errors import BlocksUnavailable, ClosedError, InternalError, TierUnavailable, WrongLoopError
 from asyncoffload.managers import tiering
+from asyncoffload.managers.tier_call import Settle
 from asyncoffload.managers.tiering import TieringOffloadingManager
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.types import Status
@@ -270,8 +271,9 @@ async def test_an_op_that_is_settled_wrongly_is_a_bug_that_is_reported() -> None
     stack = Stack(4)
     stack.tier.keep(keys_of(2))
 
-    async def run(op: Any) -> list[Status]:
-        return [Status.DONE] * (len(op.keys) + (op.kind is OpKind.PROMOTE))
+    async def run(op: Op, settle: Settle) -> None:
+        extra = op.kind is OpKind.PROMOTE
+        settle(op, [Status.DONE] * (len(op.keys) + extra), abandoned=False)
 
     stack.manager._runner.run = run  # type: ignore[method-assign]
     with pytest.raises(InternalError, match="settled with 3 statuses"):

@@ -12,7 +12,7 @@ import pytest
 from asyncoffload.errors import BlocksUnavailable, CapacityError, ClosedError
 from asyncoffload.keys import OffloadKey
 from asyncoffload.testing import Gate
-from asyncoffload.types import Priority, RequestContext, Status, TransferJob
+from asyncoffload.types import DirtyVictims, Priority, RequestContext, Status, TransferJob, WritePolicy
 from tests.managers.gated_tier import GatedTier, content_of
 from tests.managers.tiered_stack import Stack, keys_of
 
@@ -112,9 +112,18 @@ class Caller:
                         await self.linger()
 
 
-async def history(seed: int, n_callers: int) -> None:
+async def history(
+    seed: int, n_callers: int, write_policy: WritePolicy = "write_through", dirty_victims: DirtyVictims = "drop"
+) -> None:
     dice = random.Random(seed)
-    stack = Stack(dice.choice([8, 20, 30]), 2, promoting=dice.choice([2, 8, 64]), cascading=dice.choice([1, 4, 32]))
+    stack = Stack(
+        dice.choice([8, 20, 30]),
+        2,
+        promoting=dice.choice([2, 8, 64]),
+        cascading=dice.choice([1, 4, 32]),
+        write_policy=write_policy,
+        dirty_victims=dirty_victims,
+    )
     moods = [Moody(tier, dice) for tier in stack.tiers]
     for tier in stack.tiers:
         tier.keep(dice.sample(ALL_KEYS, N_KEYS // 2))
@@ -139,6 +148,7 @@ async def history(seed: int, n_callers: int) -> None:
         await closing
     stack.assert_nothing_left()
     check_resident(stack)
+    assert dirty_victims == "drop" or stack.manager.stats().lost == 0
 
 
 async def at_rest(stack: Stack, callers: list[asyncio.Task[None]]) -> None:
@@ -162,6 +172,16 @@ def check_resident(stack: Stack) -> None:
 async def test_random_histories_end_with_nothing_left(batch: int) -> None:
     for seed in range(batch * 6, batch * 6 + 6):
         await history(seed, 60)
+
+
+@pytest.mark.parametrize("dirty_victims", ["drop", "refuse"])
+@pytest.mark.parametrize("write_policy", ["write_through", "demote"])
+@pytest.mark.parametrize("batch", range(3))
+async def test_random_histories_of_every_write_policy_end_with_nothing_left(
+    batch: int, write_policy: WritePolicy, dirty_victims: DirtyVictims
+) -> None:
+    for seed in range(1000 + batch * 6, 1000 + batch * 6 + 6):
+        await history(seed, 60, write_policy, dirty_victims)
 
 
 async def test_thousands_of_cancels_leave_nothing_and_write_nothing_late() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from asyncoffload.keys import OffloadKey
 from asyncoffload.managers.tiering import TieringOffloadingManager
@@ -32,7 +33,7 @@ def block_files(root: Path) -> list[Path]:
 class Primary:
     """A region, and a manager over tiers that are made for it."""
 
-    def __init__(self, n_slots: int, *tiers: str, root: Path) -> None:
+    def __init__(self, n_slots: int, *tiers: str, root: Path, **options: Any) -> None:
         self.region = HostRegion(n_slots, SLOT_BYTES)
         self.tiers: list[SecondaryTierManager] = [
             FileSystemTierManager(LAYOUT, self.region.view, "fs", str(root), 2, 2)
@@ -40,7 +41,7 @@ class Primary:
             else ExampleSecondaryTierManager(LAYOUT, self.region.view)
             for tier in tiers
         ]
-        self.manager = TieringOffloadingManager(self.region, self.tiers, cascade_blocks=n_slots)
+        self.manager = TieringOffloadingManager(self.region, self.tiers, **{"cascade_blocks": n_slots, **options})
 
     async def close(self) -> None:
         """Close everything, the region last."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
+from asyncoffload.core.policies import EvictionPolicy
 from asyncoffload.errors import TierUnavailable
 from asyncoffload.keys import OffloadKey, make_key
 from asyncoffload.managers.tiering import TieringOffloadingManager
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.testing import ManualClock
-from asyncoffload.types import ANONYMOUS, CPULoadStoreSpec, RequestContext
+from asyncoffload.types import ANONYMOUS, CPULoadStoreSpec, DirtyVictims, RequestContext, WritePolicy
 from tests.managers.gated_tier import SLOT_BYTES, GatedTier, content_of
 
 CANARY = bytes([0xCA]) * SLOT_BYTES
@@ -30,10 +32,20 @@ class Stack:
         n_tiers: how many tiers there are, named ``"t0"``, ``"t1"`` and so on.
         promoting: how many blocks may be under promotion at a time.
         cascading: how many blocks may be on their way to each tier at a time.
+        store_threshold, policy, write_policy, dirty_victims: as the manager takes them.
     """
 
     def __init__(
-        self, n_slots: int, n_tiers: int = 1, *, promoting: int = 1024, cascading: int = 1024, store_threshold: int = 1
+        self,
+        n_slots: int,
+        n_tiers: int = 1,
+        *,
+        promoting: int = 1024,
+        cascading: int = 1024,
+        store_threshold: int = 1,
+        policy: EvictionPolicy | None = None,
+        write_policy: WritePolicy = "write_through",
+        dirty_victims: DirtyVictims = "drop",
     ) -> None:
         self.clock = ManualClock()
         self.region = HostRegion(n_slots, SLOT_BYTES)
@@ -44,6 +56,9 @@ class Stack:
             promotion_bytes=promoting * SLOT_BYTES,
             cascade_blocks=cascading,
             store_threshold=store_threshold,
+            policy=policy,
+            write_policy=write_policy,
+            dirty_victims=dirty_victims,
             clock=self.clock,
         )
 
@@ -52,9 +67,9 @@ class Stack:
         """The first tier."""
         return self.tiers[0]
 
-    async def store(self, keys: Sequence[OffloadKey]) -> None:
+    async def store(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS, *, wait: bool = False) -> None:
         """Store blocks with their content, as a device would."""
-        async with self.manager.storing(keys) as lease:
+        async with self.manager.storing(keys, ctx, wait=wait) as lease:
             for key, slot in zip(lease.keys, lease.spec.block_ids.tolist(), strict=True):
                 self.region.slot(slot)[:] = content_of(key)
 
@@ -91,7 +106,7 @@ class Stack:
 
 
 @asynccontextmanager
-async def tiered(n_slots: int, n_tiers: int = 1, **options: int) -> AsyncIterator[Stack]:
+async def tiered(n_slots: int, n_tiers: int = 1, **options: Any) -> AsyncIterator[Stack]:
     """A stack that ends well: every gate is opened, everything that runs ends, and nothing is left over."""
     stack = Stack(n_slots, n_tiers, **options)
     try:

@@ -66,7 +66,7 @@ async def test_each_figure_of_a_tier_has_its_row(tmp_path: Path) -> None:
     assert {name: _metric_of(name).name for name in documented} == documented
     device = Device(16)
     tiers = [
-        {"type": "fs", "root_dir": tmp_path, "quota": "1MiB", "min_free": 1},
+        {"type": "fs", "root_dir": tmp_path, "quota": "1MiB", "min_free": 1, "durability": "fsync"},
         {"type": "memory"},
     ]
     async with Offloader(settings(device, 8, tiers=tiers), kv_caches=device.kv_caches) as offloader:

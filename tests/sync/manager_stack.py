@@ -13,7 +13,14 @@ from asyncoffload.keys import OffloadKey
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.sync.manager import SyncOffloadingManager
 from asyncoffload.testing import Gate, ManualClock
-from asyncoffload.types import ANONYMOUS, CPULoadStoreSpec, LookupResult, RequestContext
+from asyncoffload.types import (
+    ANONYMOUS,
+    CPULoadStoreSpec,
+    DirtyVictims,
+    LookupResult,
+    RequestContext,
+    WritePolicy,
+)
 from tests.managers.gated_tier import SLOT_BYTES, GatedTier, content_of
 from tests.managers.tiered_stack import keys_of
 
@@ -40,6 +47,7 @@ class SteppingStack:
         promoting: how many blocks may be under promotion at a time.
         cascading: how many blocks may be on their way to each tier at a time.
         store_threshold: a block is stored from this offer on.
+        write_policy, dirty_victims: as the manager takes them.
         loop: where the tiers live.
     """
 
@@ -51,6 +59,8 @@ class SteppingStack:
         promoting: int = 1024,
         cascading: int = 1024,
         store_threshold: int = 1,
+        write_policy: WritePolicy = "write_through",
+        dirty_victims: DirtyVictims = "drop",
         loop: LoopThread | None = None,
     ) -> None:
         self.clock = ManualClock()
@@ -63,6 +73,8 @@ class SteppingStack:
             promotion_bytes=promoting * SLOT_BYTES,
             cascade_blocks=cascading,
             store_threshold=store_threshold,
+            write_policy=write_policy,
+            dirty_victims=dirty_victims,
             clock=self.clock,
             loop=loop,
         )
@@ -157,11 +169,9 @@ class SteppingStack:
 
 
 @contextmanager
-def stepping(
-    n_slots: int, n_tiers: int = 1, *, promoting: int = 1024, cascading: int = 1024, store_threshold: int = 1
-) -> Iterator[SteppingStack]:
+def stepping(n_slots: int, n_tiers: int = 1, **options: Any) -> Iterator[SteppingStack]:
     """A stack that ends well: every gate is opened, everything that runs ends, and nothing is left over."""
-    stack = SteppingStack(n_slots, n_tiers, promoting=promoting, cascading=cascading, store_threshold=store_threshold)
+    stack = SteppingStack(n_slots, n_tiers, **options)
     try:
         yield stack
     except BaseException:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from asyncoffload.errors import ConfigError, InvalidArgument
+from asyncoffload.keys import OffloadKey
+from asyncoffload.managers.touching import Touches
 from asyncoffload.types import OffloadingEvent
-from tests.managers.gated_tier import SLOT_BYTES
+from tests.managers.gated_tier import SLOT_BYTES, GatedTier
 from tests.sync.manager_stack import HIT, MISS, PENDING, RETRY, SteppingStack, keys_of, named, stepping
 
 A, B = named("a"), named("b")
@@ -276,3 +280,18 @@ def test_two_tiers_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="t0"):
         type(stack.manager)(stack.region, [*stack.tiers, *other.tiers])
     assert stack.region.slot_bytes == SLOT_BYTES
+
+
+def test_tiers_hear_of_what_is_served_from_host_memory() -> None:
+    touched: list[Sequence[OffloadKey]] = []
+
+    class TouchedTier(GatedTier):
+        async def touch(self, keys: Sequence[OffloadKey]) -> None:
+            touched.append(keys)
+
+    with stepping(8) as stack:
+        stack.manager._touches = Touches([TouchedTier(stack.region.view)])
+        stack.store(keys_of(4))
+        stack.manager.touch(keys_of(4))
+        stack.until(lambda: touched)
+        assert touched == [tuple(keys_of(4))]

@@ -140,7 +140,7 @@ async def test_time_passes_for_a_held_thread_that_was_given_up_and_not_for_its_r
         stuck = pool.enqueue_load(1, 1, [lambda: gate.pass_in_thread(None)])
         await gate.reached()
         await asyncio.sleep(HOUR)
-        assert pool.give_up(60.0) == 1
+        assert pool.give_up(60.0) == {stuck: [0]}
         for n in range(20):
             await pool.enqueue_load(n, 4, [lambda: time.sleep(0.0005)] * 4)
         assert now() == HOUR

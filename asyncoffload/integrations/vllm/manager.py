@@ -83,6 +83,7 @@ class AsyncOffloadingManager(vllm.OffloadingManager):  # type: ignore[misc]  # v
         steps_in_flight: how many scheduling steps may be under way before the workers have answered the first one.
         load_seconds: how long a request waits for tiers, step after step; None: as long as it takes.
         drain_seconds: how long :meth:`shutdown` waits for blocks on their way to the tiers.
+        flush_at_shutdown: whether it sends all others on their way before.
         report: makes statistics for vLLM; called once per step.
         on_shutdown: called once after the bookkeeping was closed.
         clock: seconds; the clock of ``blocks``.
@@ -98,6 +99,7 @@ class AsyncOffloadingManager(vllm.OffloadingManager):  # type: ignore[misc]  # v
         steps_in_flight: int = 2,
         load_seconds: float | None = None,
         drain_seconds: float = 0.0,
+        flush_at_shutdown: bool = False,
         report: Callable[[SyncOffloadingManager], Any] = lambda blocks: None,  # noqa: ARG005
         on_shutdown: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
@@ -109,6 +111,7 @@ class AsyncOffloadingManager(vllm.OffloadingManager):  # type: ignore[misc]  # v
         self._steps_in_flight = steps_in_flight
         self._load_seconds = load_seconds
         self._drain_seconds = drain_seconds
+        self._flush_at_shutdown = flush_at_shutdown
         self._report = report
         self._on_shutdown: Callable[[], None] | None = on_shutdown
         self._clock = clock
@@ -258,6 +261,8 @@ class AsyncOffloadingManager(vllm.OffloadingManager):  # type: ignore[misc]  # v
             return
         self._end_step()
         try:
+            if self._flush_at_shutdown:
+                self._blocks.flush()
             self._blocks.drain_jobs(self._drain_seconds)
         except TierUnavailable as error:
             _log.warning("what had not reached the tiers after %s s is dropped: %s", self._drain_seconds, error)

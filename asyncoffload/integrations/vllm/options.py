@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, ByteSize, Field, model_validator
 
@@ -68,6 +68,24 @@ class StackOptions(Settings):
         None,
         description="Blocks on their way into one tier at any moment; by default a quarter of the slots.",
     )
+    write_policy: Literal["write_through", "demote"] = Field(
+        "write_through",
+        description="When blocks go to the tiers: `write_through` as soon as they are stored, `demote` when they have "
+        "become cold, shortly before they leave host memory.",
+    )
+    dirty_victims: Literal["drop", "refuse"] = Field(
+        "drop",
+        description="What happens where only blocks that no tier has could make room: `drop` gives them up, `refuse` "
+        "lets new blocks go unstored until the tiers have taken some.",
+    )
+    flush_at_shutdown: bool = Field(
+        False,
+        description="Whether a stopping engine first copies everything in host memory to the tiers, as far as that "
+        "takes no longer than `drain_seconds`. For `demote`, where the next engine is to find what this one used most.",
+    )
+    journal_blocks: Annotated[int, Field(ge=0)] = Field(
+        65_536, description="Blocks whose last events are remembered, to explain misses; 0 remembers nothing."
+    )
     copy_threads: PositiveInt = Field(2, description="Threads of each worker that copy between device and slots.")
     revision: str | None = Field(
         None,
@@ -112,5 +130,8 @@ class StackOptions(Settings):
             store_threshold=max(1, self.store_threshold),
             promotion_bytes=self.promotion_bytes,
             cascade_blocks=self.cascade_blocks,
+            write_policy=self.write_policy,
+            dirty_victims=self.dirty_victims,
+            journal_blocks=self.journal_blocks,
             copy_threads=self.copy_threads,
         )

@@ -127,6 +127,9 @@ class AsyncOffloadingSpec(OffloadingSpec):  # type: ignore[misc]  # vLLM has no 
             block_size=plan.layout.tokens_per_block,
             promotion_bytes=stack.promotion_bytes,
             cascade_blocks=stack.cascade_blocks,
+            write_policy=stack.write_policy,
+            dirty_victims=stack.dirty_victims,
+            journal_blocks=stack.journal_blocks,
             clock=self.clock,
         )
         _log.info(
@@ -145,6 +148,7 @@ class AsyncOffloadingSpec(OffloadingSpec):  # type: ignore[misc]  # vLLM has no 
             steps_in_flight=self.config.parallel.pp_size + 1,
             load_seconds=options.load_seconds,
             drain_seconds=options.drain_seconds,
+            flush_at_shutdown=options.flush_at_shutdown,
             report=StackMetrics(shared, self._ranks()),
             on_shutdown=close,
             clock=self.clock,

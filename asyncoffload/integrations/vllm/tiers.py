@@ -214,6 +214,8 @@ class FileSystemTier(OffloadingTier):
             direct_io=options.direct_io,
             quota=options.quota,
             min_free=options.min_free,
+            durability=options.durability,
+            io_timeout=options.io_timeout,
             make_files=self.make_files,
         )
 

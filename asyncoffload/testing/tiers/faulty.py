@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Container, Iterable, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from asyncoffload.testing.fault_plan import FaultPlan, FaultRule
 from asyncoffload.testing.tiers.wrapped import Tier, WrappedTier
 from asyncoffload.types import (
     MISSING,
+    Findings,
     JobResult,
     KeyOutcome,
     LookupResult,
@@ -110,6 +112,10 @@ class FaultyTier(WrappedTier[Tier]):
         """No fault of the plan strikes any more. What is lost or damaged stays so."""
         self._answers.clear()
         self._errors.clear()
+
+    async def explain(self, key: OffloadKey) -> Findings:
+        found = await super().explain(key)
+        return replace(found, holds=False) if key in self._gone else found
 
     def hint(self, key: OffloadKey) -> bool:
         return key not in self._gone and super().hint(key)

@@ -14,6 +14,7 @@ from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.types import (
     ANONYMOUS,
     CANCELLED,
+    Findings,
     JobResult,
     LookupResult,
     OffloadingEvent,
@@ -75,6 +76,10 @@ class WrappedTier(SecondaryTierManager, Generic[Tier]):
 
     async def touch(self, keys: Sequence[OffloadKey]) -> None:
         await self.inner.touch(keys)
+
+    async def explain(self, key: OffloadKey) -> Findings:
+        self._check_open()
+        return await self.inner.explain(key)
 
     def take_events(self) -> Sequence[OffloadingEvent]:
         return self.inner.take_events()

@@ -10,13 +10,14 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from asyncoffload.errors import CorruptBlockError
 from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.fs.format import CHECKSUM_AT, PAGE, BlockFormat, checksum, file_bytes, padding
 from asyncoffload.tiers.fs.renaming import put_in_place
+from asyncoffload.tiers.fs.system_calls import THE_SYSTEM, SystemCalls
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # the last one: opening a pipe must not hang
 _OVERWRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,9 +25,6 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 TEMPORARY = ".tmp"
 SET_ASIDE = ".bad"
-
-VectoredCall = Callable[[int, Sequence[memoryview], int], int]
-"""``os.preadv`` or ``os.pwritev``: a descriptor, buffers, an offset; returns the bytes moved."""
 
 
 class Pages(threading.local):
@@ -46,7 +44,7 @@ class BlockFiles:
         owner: names the temporary files of this process.
         direct: move bytes between device and memory without the page cache. The payloads must then begin at page
             boundaries of memory. A file system that refuses turns this off for good; see :attr:`direct`.
-        open_file, pwritev, preadv: the operating system's calls, or what is to stand in for them.
+        calls: the operating system's calls, or what is to stand in for them.
     """
 
     def __init__(
@@ -55,16 +53,15 @@ class BlockFiles:
         owner: str,
         *,
         direct: bool = False,
-        open_file: Callable[[str, int, int], int] = os.open,
-        pwritev: VectoredCall = os.pwritev,
-        preadv: VectoredCall = os.preadv,
+        calls: SystemCalls = THE_SYSTEM,
     ) -> None:
         self.direct = direct
+        self.calls = calls
         self._format = block_format
         self._suffix = f".{owner}{TEMPORARY}"
-        self._open_file = open_file
-        self._pwritev = pwritev
-        self._preadv = preadv
+        self._open_file = calls.open_file
+        self._pwritev = calls.pwritev
+        self._preadv = calls.preadv
         self._pages = Pages()
 
     def temporary(self, path: str) -> str:
@@ -79,14 +76,36 @@ class BlockFiles:
         The bytes are not synced to the device. After a loss of power a file may be torn, which its checksum shows.
 
         Args:
-            path: where.
+            path, key, payload, used, recycle: as :meth:`write_unnamed`.
+
+        Returns:
+            The length in bytes of the file that was replaced, or 0.
+
+        Raises:
+            OSError: the operating system refused. Nothing is left behind, unless it refuses to clean up as well.
+        """
+        fd = self.write_unnamed(path, key, payload, used, recycle)
+        try:
+            os.close(fd)
+            return self.give_name(path)
+        except BaseException:
+            self.discard(path)
+            raise
+
+    def write_unnamed(
+        self, path: str, key: OffloadKey, payload: memoryview, used: int | None = None, recycle: bool = False
+    ) -> int:
+        """Write the block into the file at :meth:`temporary`, which :meth:`give_name` makes appear at ``path``.
+
+        Args:
+            path: where the block is to appear.
             key: the block.
             payload: its bytes.
             used: the time that the file gets, nanoseconds since the epoch; by default the current one.
             recycle: write into the file of the same length that lies at :meth:`temporary`, instead of a new one.
 
         Returns:
-            The length in bytes of the file that was replaced, or 0.
+            The descriptor of the file; it is the caller's to close.
 
         Raises:
             OSError: the operating system refused. Nothing is left behind, unless it refuses to clean up as well.
@@ -103,17 +122,28 @@ class BlockFiles:
         temporary = self.temporary(path)
         fd = self._open(temporary, _OVERWRITE) if recycle else self._create(temporary)
         try:
-            try:
-                self._write_all(fd, [pages.header, *parts])
-                if used is not None:
-                    os.utime(fd, ns=(used, used))
-            finally:
-                os.close(fd)
-            return put_in_place(temporary, path)
+            self._write_all(fd, [pages.header, *parts])
+            if used is not None:
+                os.utime(fd, ns=(used, used))
         except BaseException:
             with suppress(OSError):
-                os.unlink(temporary)
+                os.close(fd)
+            self.discard(path)
             raise
+        return fd
+
+    def give_name(self, path: str) -> int:
+        """Let the file at :meth:`temporary` appear at ``path``; returns the length of the file it replaced, or 0.
+
+        Raises:
+            OSError: the operating system refused.
+        """
+        return put_in_place(self.temporary(path), path, self.calls)
+
+    def discard(self, path: str) -> None:
+        """Remove the file that was to appear at ``path``, as far as the operating system lets us."""
+        with suppress(OSError):
+            self.calls.unlink(self.temporary(path))
 
     def read(self, path: str, key: OffloadKey, into: memoryview, used: int | None = None) -> None:
         """Fill ``into`` with the payload of the block at ``path``. After an error its bytes are undefined.
@@ -135,7 +165,7 @@ class BlockFiles:
         try:
             trouble = self._read_verified(fd, key, into)
             if trouble:
-                _set_aside(path, fd)
+                self._set_aside(path, fd)
                 raise CorruptBlockError(f"{path}: {trouble}", failed_keys=(key,))
             if used is not None:
                 with suppress(OSError):  # the disk may be read-only, or the file somebody else's
@@ -186,9 +216,9 @@ class BlockFiles:
             return self._open(temporary, _CREATE)
         except FileNotFoundError:
             with suppress(FileExistsError):  # only the fan-out is made, nothing above: a root that is gone stays gone
-                os.mkdir(os.path.dirname(temporary), 0o700)
+                self.calls.mkdir(os.path.dirname(temporary), 0o700)
         except FileExistsError:  # an earlier write of ours that could not clean up
-            os.unlink(temporary)
+            self.calls.unlink(temporary)
         return self._open(temporary, _CREATE)
 
     def _open(self, path: str, flags: int) -> int:
@@ -201,8 +231,22 @@ class BlockFiles:
                 self.direct = False
                 if flags & os.O_CREAT:  # some file systems create the file before they refuse
                     with suppress(FileNotFoundError):
-                        os.unlink(path)
+                        self.calls.unlink(path)
         return self._open_file(path, flags, 0o600)
+
+    def _set_aside(self, path: str, fd: int) -> None:
+        """Rename a bad file out of the way, unless a good one has taken its place since it was opened.
+
+        Raises:
+            FileNotFoundError: nothing is there any more.
+        """
+        try:
+            if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd)):
+                self.calls.replace(path, path + SET_ASIDE)
+        except FileNotFoundError:
+            raise
+        except OSError:  # whatever else happens here, the block stays a miss
+            return
 
     def _write_all(self, fd: int, buffers: list[memoryview]) -> None:
         total = sum(map(len, buffers))
@@ -223,18 +267,3 @@ def _without_first(buffers: Sequence[memoryview], count: int) -> list[memoryview
         if skipped < len(buffer):
             rest.append(buffer[skipped:])
     return rest
-
-
-def _set_aside(path: str, fd: int) -> None:
-    """Rename a bad file out of the way, unless a good one has taken its place since it was opened.
-
-    Raises:
-        FileNotFoundError: nothing is there any more.
-    """
-    try:
-        if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd)):
-            os.replace(path, path + SET_ASIDE)
-    except FileNotFoundError:
-        raise
-    except OSError:  # whatever else happens here, the block stays a miss
-        return

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncoffload.tiers.fs.counting import Candidate
+from asyncoffload.tiers.fs.departures import Departures
 from asyncoffload.tiers.fs.eviction import Evictor
 from asyncoffload.tiers.fs.owner import OWNERS, Leftovers
 from asyncoffload.tiers.fs.summary import Sum
@@ -34,6 +35,7 @@ from asyncoffload.tiers.fs.survey import (
     owners_of,
 )
 from asyncoffload.tiers.fs.usage import Usage
+from asyncoffload.types import Fate
 
 QUIET_SECONDS = 60.0
 """How long nobody must have touched the directory of a layout before it is removed: a process that just starts makes
@@ -97,6 +99,7 @@ class Collection:
             for directory in layout_directories(root)
         ]
         self._now = now
+        self._departures = Departures(root, quota)
         self._quota = quota
         self._old_ns = -1 if older_than is None else int((now - older_than) * 1e9)
         self._blocks: dict[str, _Blocks] = {}
@@ -146,10 +149,13 @@ class Collection:
             for parent in fan_out_of(layout.directory):
                 files = list(files_in(layout.directory, parent))
                 self._remove_temporary(files, leftovers, done)
-                self._evict(evictor, [f for f in files if f.kind is Kind.QUARANTINED], done.quarantined)
+                bad = [f for f in files if f.kind is Kind.QUARANTINED]
+                self._evict(evictor, bad, done.quarantined, Fate.DISCARDED, "gc")
                 blocks = [f for f in files if f.kind is Kind.BLOCK and f.modified_ns <= layout.until_ns]
-                self._evict(evictor, [f for f in blocks if f.modified_ns <= self._old_ns], done.old)
-                self._evict(evictor, [f for f in blocks if f.modified_ns > self._old_ns], done.over_quota)
+                old = [f for f in blocks if f.modified_ns <= self._old_ns]
+                self._evict(evictor, old, done.old, Fate.COLLECTED, "older_than")
+                rest = [f for f in blocks if f.modified_ns > self._old_ns]
+                self._evict(evictor, rest, done.over_quota, Fate.COLLECTED, "quota")
                 progress()
             leftovers.forget_dead_owners()
             if layout.goes:
@@ -229,7 +235,7 @@ class Collection:
                 if leftovers.removed > before:
                     done.leftovers.add(file)
 
-    def _evict(self, evictor: Evictor, files: Sequence[FoundFile], removed: Sum) -> None:
+    def _evict(self, evictor: Evictor, files: Sequence[FoundFile], removed: Sum, what: Fate, why: str) -> None:
         """Remove files of one directory, unless they were used since they were looked at."""
         by_path = {file.path: file for file in files}
         evictor.gather(
@@ -242,6 +248,8 @@ class Collection:
         evictor.evict(_ALL, max_files=len(files))
         for path in evictor.take_removed():
             removed.add(by_path[path])
+            self._departures.note(path, by_path[path].nbytes, what, why)
+        self._departures.flush()
 
 
 class _Blocks:

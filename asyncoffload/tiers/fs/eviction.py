@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asyncoffload.tiers.fs.counting import Candidate
+from asyncoffload.tiers.fs.departures import Departures
 from asyncoffload.tiers.fs.recycling import take_over
+from asyncoffload.tiers.fs.system_calls import THE_SYSTEM, SystemCalls
 from asyncoffload.tiers.fs.usage import Usage, bucket_of
+from asyncoffload.types import Fate
 
 MAX_CANDIDATES = 65_536
 """Files remembered for eviction: some 20 MB. A look at a million files then serves for 65,536 evictions."""
@@ -39,6 +42,8 @@ class Evictor:
 
     Args:
         usage: the account of the root.
+        departures: where it is written down what was removed; by default nowhere.
+        calls: the operating system's calls.
 
     Attributes:
         is_pressed: there is so little room left that stores should rather take the place of other blocks.
@@ -47,7 +52,7 @@ class Evictor:
         quarantined: how many of the files were in quarantine.
     """
 
-    def __init__(self, usage: Usage) -> None:
+    def __init__(self, usage: Usage, departures: Departures | None = None, calls: SystemCalls = THE_SYSTEM) -> None:
         self.is_pressed = False
         self.recycled = 0
         self.files = 0
@@ -55,6 +60,8 @@ class Evictor:
         self.quarantined = 0
         self._removed: deque[str] = deque(maxlen=MAX_CANDIDATES)
         self._usage = usage
+        self._departures = departures
+        self._calls = calls
         self._lock = threading.Lock()
         self._gathered: list[Candidate] = []
         self._queue: list[Candidate] = []  # the next one to go comes last
@@ -81,8 +88,14 @@ class Evictor:
         """Forget what was gathered."""
         self._gathered = []
 
-    def evict(self, nbytes: int, max_files: int = 16) -> int:
-        """Remove files of so many bytes together, if there are so many; returns the bytes removed. Blocks."""
+    def evict(self, nbytes: int, max_files: int = 16, why: str = "") -> int:
+        """Remove files of so many bytes together, if there are so many; returns the bytes removed. Blocks.
+
+        Args:
+            nbytes: how many bytes.
+            max_files: of how many files at most.
+            why: the bound for whose sake.
+        """
         removed = 0
         while removed < nbytes and max_files:
             max_files -= 1
@@ -90,7 +103,7 @@ class Evictor:
                 if not self._queue:
                     break
                 candidate = self._queue.pop()
-            removed += self._remove(candidate)
+            removed += self._remove(candidate, why)
         return removed
 
     def reclaim(self, nbytes: int, temporary: str) -> Place | None:
@@ -111,8 +124,8 @@ class Evictor:
         try:
             status = os.stat(candidate.path, follow_symlinks=False)
             if candidate.modified in (0, status.st_mtime_ns) and status.st_size == nbytes:
-                has_file = take_over(candidate.path, temporary)
-                self._enter(candidate, nbytes, recycled=has_file)
+                has_file = take_over(candidate.path, temporary, self._calls)
+                self._enter(candidate, nbytes, "recycled", recycled=has_file)
                 return Place(bucket, nbytes, has_file)
         except FileNotFoundError:
             self._usage.doubt(bucket)
@@ -126,6 +139,11 @@ class Evictor:
         """The store has ended, whatever came of it."""
         self._usage.end(place.bucket, added=-place.nbytes)
 
+    def write_down(self) -> None:
+        """Write down what was removed since the last call. Blocks."""
+        if self._departures is not None:
+            self._departures.flush()
+
     def take_removed(self) -> list[str]:
         """Paths of the files that were removed since the last call. Does not block."""
         removed = []
@@ -133,7 +151,7 @@ class Evictor:
             removed.append(self._removed.popleft())
         return removed
 
-    def _remove(self, candidate: Candidate) -> int:
+    def _remove(self, candidate: Candidate, why: str) -> int:
         """Remove a file; returns its length, or 0 if it was passed over."""
         bucket = bucket_of(candidate.path)
         self._usage.begin(bucket)
@@ -141,17 +159,19 @@ class Evictor:
         try:
             status = os.stat(candidate.path, follow_symlinks=False)
             if candidate.modified in (0, status.st_mtime_ns):
-                os.unlink(candidate.path)
+                self._calls.unlink(candidate.path)
                 removed = status.st_size
-                self._enter(candidate, removed)
+                self._enter(candidate, removed, why)
         except FileNotFoundError:
             self._usage.doubt(bucket)
         finally:
             self._usage.end(bucket, added=-removed)
         return removed
 
-    def _enter(self, candidate: Candidate, nbytes: int, *, recycled: bool = False) -> None:
+    def _enter(self, candidate: Candidate, nbytes: int, why: str, *, recycled: bool = False) -> None:
         self._removed.append(candidate.path)
+        if self._departures is not None:
+            self._departures.note(candidate.path, nbytes, Fate.EVICTED if candidate.modified else Fate.DISCARDED, why)
         with self._lock:
             self.files += 1
             self.nbytes += nbytes

@@ -1,4 +1,4 @@
-"""Where a block lies below a root, in whichever layout."""
+"""Where a block lies below a root, in whichever layout, and what left of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from asyncoffload.errors import InvalidArgument
 from asyncoffload.keys import GROUP_BYTES, MAX_HASH_BYTES, OffloadKey, block_hash_of
+from asyncoffload.tiers.fs.departures import Departure, departures_of
 from asyncoffload.tiers.fs.survey import FoundFile, LayoutDirectory, fan_out_of, files_in
 
 SHORTEST = 4
@@ -35,12 +36,7 @@ def places_of(directories: list[LayoutDirectory], name: str) -> list[Place]:
         InvalidArgument: the name is none of these.
         OSError: a directory cannot be read.
     """
-    digits = name.lower().removeprefix("0x")
-    if not _DIGITS.fullmatch(digits):
-        raise InvalidArgument(
-            f"{name!r} names no block: give the hexadecimal digits of its key (key.hex()), of its block hash, or the "
-            f"first {SHORTEST} or more digits of it"
-        )
+    digits = _digits_of(name)
     found = []
     for directory in directories:
         for parent in fan_out_of(directory):
@@ -48,6 +44,28 @@ def places_of(directories: list[LayoutDirectory], name: str) -> list[Place]:
                 files = files_in(directory, parent)
                 found += [Place(directory, file, file.key) for file in files if file.key and _is(file.key, digits)]
     return sorted(found, key=lambda place: (place.key, place.file.path))
+
+
+def departures_named(root: str, name: str) -> list[Departure]:
+    """What left of a block, oldest first; ``name`` as in :func:`places_of`. Blocks.
+
+    Raises:
+        InvalidArgument: the name names no block.
+    """
+    digits = _digits_of(name)
+    found = [*departures_of(root, digits), *departures_of(root, digits[: -2 * GROUP_BYTES] or digits)]
+    left = dict.fromkeys(departure for departure in found if _is(departure.key, digits))
+    return sorted(left, key=lambda departure: departure.when)
+
+
+def _digits_of(name: str) -> str:
+    digits = name.lower().removeprefix("0x")
+    if not _DIGITS.fullmatch(digits):
+        raise InvalidArgument(
+            f"{name!r} names no block: give the hexadecimal digits of its key (key.hex()), of its block hash, or the "
+            f"first {SHORTEST} or more digits of it"
+        )
+    return digits
 
 
 def _is(key: OffloadKey, digits: str) -> bool:

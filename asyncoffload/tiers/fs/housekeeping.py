@@ -40,6 +40,7 @@ alone does not keep up with them."""
 FILES_OF_A_THREAD = 8
 """Each of several threads may remove a file too many; where there are fewer to remove, one thread does it."""
 
+_NOTHING = -1, -1
 _SECOND = 1.0  # between two looks for the dead, and after a search that found nothing to evict
 
 
@@ -87,7 +88,7 @@ class Housekeeping:
         self._found = 0
         self._next_second = 0.0
         self._next_search = 0.0
-        self._seen: tuple[int, int] = (0, 0)
+        self._seen = _NOTHING
 
     def wake(self) -> None:
         """A store waits for room."""
@@ -107,8 +108,8 @@ class Housekeeping:
                 pause = await loop.run_in_executor(self._executor, self.round)
             except UsageBusyError:
                 pause = IDLE_SECONDS
-            except OSError as error:
-                self._complaints.add("housekeeping", f"housekeeping in {self._root_dir} failed: {error}")
+            except Exception as error:  # if it ended here, stores would find no room, and nobody would know why
+                self._complaints.add("housekeeping", f"housekeeping in {self._root_dir} failed: {error!r}")
                 self._give_up_search()
                 pause = _SECOND
             self._report()
@@ -128,6 +129,7 @@ class Housekeeping:
         """
         now = time.monotonic()
         a_second_is_over = now >= self._next_second
+        self._evictor.write_down()
         if a_second_is_over:
             self._next_second = now + _SECOND
             self._allowance.give_back_spare()
@@ -142,6 +144,7 @@ class Housekeeping:
         # Stores of this process make their own room then, and leave what there is to others.
         self._evictor.is_pressed = self._allowance.lacking(RECYCLE_AHEAD) > 0
         if lacking and self._evict(lacking):
+            self._seen = _NOTHING  # or a root to which as much is added as was removed would look idle
             self._plan(now, lacking)
             return self._search(lacking) if self._census else 0.0
         self._plan(now, lacking)
@@ -155,9 +158,9 @@ class Housekeeping:
         """Remove some files, in several threads if there are many; returns the bytes removed."""
         few = FILES_OF_A_THREAD * self._allowance.bounds.block
         threads = min(EVICTING_THREADS, max(1, nbytes // few))
-        share = -(-nbytes // threads)
-        others = [self._executor.submit(self._evictor.evict, share) for _ in range(threads - 1)]
-        return self._evictor.evict(share) + sum(other.result() for other in others)
+        share, why = -(-nbytes // threads), self._allowance.tightest
+        others = [self._executor.submit(self._evictor.evict, share, why=why) for _ in range(threads - 1)]
+        return self._evictor.evict(share, why=why) + sum(other.result() for other in others)
 
     def _plan(self, now: float, lacking: int) -> None:
         """Begin to look through the root if that is of use."""

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from asyncoffload.core.journal import Journal, about
 from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.complaints import Complaints
 from asyncoffload.tiers.event_log import EventLog
 from asyncoffload.tiers.fs.index import BlockIndex
-from asyncoffload.types import KeyOutcome, Status
+from asyncoffload.types import Fate, HistoryEntry, KeyOutcome, Status
 
 logger = logging.getLogger("asyncoffload.tiers.fs")
+
+TROUBLES = 2_048
+"""Blocks of which it is remembered why they were not moved, for :meth:`Ledger.history`."""
+
+_TOLD = {Status.SHED: Fate.SHED, Status.CORRUPT: Fate.CORRUPT, Status.FAILED: Fate.FAILED}
+_TOLD |= {Status.TIMED_OUT: Fate.TIMED_OUT}
 
 
 class Ledger:
@@ -31,6 +39,8 @@ class Ledger:
         self.events = events
         self.counts: Counter[str] = Counter()
         self.complaints = Complaints(logger, clock)
+        self._tier = events.medium
+        self._journal = Journal(TROUBLES)
 
     def stored(self, keys: Sequence[OffloadKey], outcomes: Sequence[KeyOutcome]) -> bool:
         """Enter a store; False when the directory turned out to be gone, so that nothing known of it holds."""
@@ -54,6 +64,24 @@ class Ledger:
         self.index.remove(keys)
         self.events.removed(keys)
 
+    def refused(self, direction: str, outcomes: Mapping[OffloadKey, KeyOutcome]) -> None:
+        """Write down why blocks were not moved."""
+        causes: dict[tuple[Fate, str], list[OffloadKey]] = {}
+        for key, outcome in outcomes.items():
+            if (what := _TOLD.get(outcome.status)) is not None:
+                why = outcome.why or str(outcome.error or "")
+                causes.setdefault((what, why), []).append(key)
+        for (what, why), keys in causes.items():
+            self._journal.add(what, keys, why=why, call=direction)
+        self._journal.date(time.time())
+
+    def history(self, key: OffloadKey) -> list[HistoryEntry]:
+        """Why this block was not moved, oldest first. Any thread."""
+        return [
+            HistoryEntry(batch.when or time.time(), self._tier, batch.what, batch.why, batch.call)
+            for batch in about(key, self._journal.batches())
+        ]
+
     def _count(
         self, direction: str, keys: Sequence[OffloadKey], outcomes: Sequence[KeyOutcome]
     ) -> dict[Status, list[OffloadKey]]:
@@ -62,5 +90,7 @@ class Ledger:
             by_status[outcome.status].append(key)
             if outcome.error is not None:
                 self.complaints.add(f"{direction} {outcome.status.value}", outcome.error)
+        if len(by_status[Status.DONE]) < len(keys):
+            self.refused(direction, dict(zip(keys, outcomes, strict=True)))
         self.counts.update({f"{direction}_{status.value}": len(some) for status, some in by_status.items() if some})
         return by_status

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from asyncoffload.errors import CorruptBlockError
 from asyncoffload.keys import OffloadKey, group_of
+from asyncoffload.tiers.fs.eviction import Place
 from asyncoffload.tiers.fs.format import file_bytes
-from asyncoffload.tiers.fs.outcomes import corrupt, refused
+from asyncoffload.tiers.fs.outcomes import SHED_BY, Moved, corrupt, refused
 from asyncoffload.tiers.fs.recency import Renewals
 from asyncoffload.tiers.fs.space import BlockSpace
 from asyncoffload.tiers.fs.usage import bucket_of
-from asyncoffload.types import CANCELLED, DONE, MISSING, SHED, KeyOutcome, TransferJob
+from asyncoffload.types import CANCELLED, DONE, MISSING, KeyOutcome, TransferJob
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -49,7 +50,7 @@ class BlockMover:
         """Bytes of a block."""
         return self._payload_bytes[group_of(key)]
 
-    def store(self, job: TransferJob, key: OffloadKey, slot: int, used: int) -> KeyOutcome:
+    def store(self, job: TransferJob, key: OffloadKey, slot: int, used: int) -> Moved:
         """Write one block.
 
         Args:
@@ -65,13 +66,12 @@ class BlockMover:
             try:
                 return self._store(key, slot, used)
             except OSError as error:
-                if error.errno not in _FULL or not space.bounds or not space.allowance.holds_files:
+                if not self._may_make_room(error):
                     return refused(error, key, self._tier, "cannot store")
             # The disk is full although there seemed to be room: others fill it as well.
             if is_last or not space.make_room(nbytes):
                 break
-        space.allowance.refuse(nbytes, disk_is_full=True)
-        return SHED
+        return SHED_BY[space.allowance.refuse(nbytes, disk_is_full=True)]
 
     def load(self, job: TransferJob, key: OffloadKey, slot: int, used: int) -> KeyOutcome:
         """Read and verify one block; arguments as :meth:`store`."""
@@ -84,22 +84,32 @@ class BlockMover:
             return MISSING
         except CorruptBlockError as error:
             self._space.allowance.doubt(bucket_of(path))  # it may have taken the place of another bad file
+            self._space.set_aside(path, file_bytes(self.payload_bytes(key)))
             return corrupt(error)
         except OSError as error:
             return refused(error, key, self._tier, "cannot load")
         return DONE
 
-    def _store(self, key: OffloadKey, slot: int, used: int) -> KeyOutcome:
+    def _may_make_room(self, error: BaseException) -> bool:
+        """Whether the disk is full, and evicting may help."""
+        is_full = isinstance(error, OSError) and error.errno in _FULL
+        return is_full and bool(self._space.bounds) and self._space.allowance.holds_files
+
+    def _store(self, key: OffloadKey, slot: int, used: int) -> Moved:
         payload, path, allowance = self._payload(key, slot), self._space.path(key), self._space.allowance
         bucket, nbytes = bucket_of(path), file_bytes(len(payload))
         place = self._space.reclaim(path, nbytes) if self._space.is_pressed else None
         if place is None and not allowance.take(bucket, nbytes):
             place = self._space.reclaim(path, nbytes)
             if place is None:
-                allowance.refuse(nbytes)
-                return SHED
+                return SHED_BY[allowance.refuse(nbytes)]
         if place is not None:
             allowance.take_place(bucket)
+        return self._write(path, key, payload, used, place)
+
+    def _write(self, path: str, key: OffloadKey, payload: memoryview, used: int, place: Place | None) -> Moved:
+        """Write a block for which there is room, or which takes the place of another one."""
+        bucket, nbytes, allowance = bucket_of(path), file_bytes(len(payload)), self._space.allowance
         try:
             has_file = place is not None and place.has_file
             replaced = self._space.files.write(path, key, payload, used, has_file)

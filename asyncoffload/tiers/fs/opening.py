@@ -34,6 +34,7 @@ async def open_space(space: BlockSpace, executor: Executor) -> None:
     try:
         await outlive(asyncio.get_running_loop().run_in_executor(executor, space.open))
         await agree_on_config(space.config_path, space.config, space.temporary(CONFIG), executor)
+        await outlive(asyncio.get_running_loop().run_in_executor(executor, space.make_durable))
     except OSError as error:
         if error.errno in _WRONG_SETTING:
             raise ConfigError(

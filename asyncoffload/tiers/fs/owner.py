@@ -13,6 +13,7 @@ import fcntl
 import os
 import re
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 
 from asyncoffload.tiers.fs.blockfile import TEMPORARY
@@ -66,10 +67,12 @@ class Leftovers:
     Args:
         directory: the directory of a layout and rank.
         keep: an owner that is alive for certain: the caller's own.
+        unlink: removes a file.
     """
 
-    def __init__(self, directory: str, keep: str) -> None:
+    def __init__(self, directory: str, keep: str, unlink: Callable[[str], None] = os.unlink) -> None:
         self._owners = os.path.join(directory, OWNERS)
+        self._unlink = unlink
         self._dead: dict[str, bool] = {keep: False}
         self.removed = 0
 
@@ -79,7 +82,7 @@ class Leftovers:
             self._dead[owner] = self._is_dead(owner)
         if self._dead[owner]:
             with suppress(FileNotFoundError):  # a neighbour collects as well
-                os.unlink(path)
+                self._unlink(path)
                 self.removed += 1
 
     def forget_dead_owners(self) -> None:

@@ -127,19 +127,24 @@ class Allowance:
                 self._spare += nbytes
         self.usage.end(bucket)
 
-    def refuse(self, nbytes: int, *, disk_is_full: bool = False) -> None:
+    def refuse(self, nbytes: int, *, disk_is_full: bool = False) -> str:
         """A store is given up for want of room: let the housekeeping make some for a file of this length.
 
         Args:
             nbytes: its length.
             disk_is_full: the file system said so, whatever the bounds say.
+
+        Returns:
+            The bound that it ran into: ``"quota"``, ``"min_free"``, or ``"space"`` where the disk is full.
         """
-        if disk_is_full or self._disk_is_full:
+        on_disk = disk_is_full or self._disk_is_full
+        if on_disk:
             self.shed_by_space += 1
         else:
             self.shed_by_quota += 1
         self.usage.want(nbytes)
         self.waits = True
+        return "quota" if not on_disk else "min_free" if self.usage.min_free and not disk_is_full else "space"
 
     def doubt(self, bucket: int) -> None:
         """Files of this bucket have changed in a way that cannot be counted."""
@@ -164,15 +169,28 @@ class Allowance:
         Args:
             factor: how many times the slack is meant.
         """
-        usage, lacking = self.usage, 0
-        wanted = usage.wanted
-        if (quota := usage.quota) is not None:
-            lacking = usage.used + usage.reserved + max(wanted, factor * self.slack(quota)) - quota
-        if wanted or usage.min_free is not None:
-            min_free = usage.min_free or 0
-            ahead = max(wanted, factor * self._free_slack(min_free))
-            lacking = max(lacking, min_free + ahead + usage.reserved - self._free())
-        return max(0, lacking)
+        return max(0, self._below_quota(factor), self._on_disk(factor))
+
+    @property
+    def tightest(self) -> str:
+        """The bound of which most is lacking: ``"quota"``, ``"min_free"``, or ``"space"`` where the disk is full."""
+        if self._on_disk(1) <= self._below_quota(1):
+            return "quota"
+        return "min_free" if self.usage.min_free else "space"
+
+    def _below_quota(self, factor: int) -> int:
+        usage = self.usage
+        if (quota := usage.quota) is None:
+            return -_ANY
+        return usage.used + usage.reserved + max(usage.wanted, factor * self.slack(quota)) - quota
+
+    def _on_disk(self, factor: int) -> int:
+        usage = self.usage
+        if not (wanted := usage.wanted) and usage.min_free is None:
+            return -_ANY
+        min_free = usage.min_free or 0
+        ahead = max(wanted, factor * self._free_slack(min_free))
+        return min_free + ahead + usage.reserved - self._free()
 
     def slack(self, quota: int) -> int:
         """Bytes of a quota that are kept free ahead of need."""

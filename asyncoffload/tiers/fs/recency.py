@@ -1,8 +1,9 @@
 """When a block was last used: the time of its file, which all processes see and which survives them.
 
 It is coarse on purpose. A process renews the time of a block at most once in :data:`RENEW_SECONDS`, so most loads cost
-no system call for it. Of the blocks of one batch the last is the oldest, by a microsecond each: whoever loses the end
-of a prefix still has its beginning, and the other way round nothing would be left of use.
+no system call for it. And what was used within the same few seconds counts as used at once, the deeper in its prompt a
+block lies the earlier, by a microsecond each: a prompt moves in several batches, and whoever loses the end of a prefix
+still has its beginning, while the other way round nothing would be left of use.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ from collections.abc import Callable
 from asyncoffload.keys import OffloadKey
 
 RENEW_SECONDS = 60.0
-STEP_NS = 1000
+AT_ONCE_NS = 5_000_000_000
+STEP_NS = 1_000
 
 
-def used_at(batch: int, position: int) -> int:
-    """The time of a block, in nanoseconds, from that of its batch and its place in it."""
-    return batch - position * STEP_NS
+def used_at(now: int, depth: int) -> int:
+    """The time that a block gets, in nanoseconds since the epoch.
+
+    Args:
+        now: the time, in nanoseconds since the epoch.
+        depth: how many blocks of its prompt come before it.
+    """
+    return now - now % AT_ONCE_NS - depth * STEP_NS
 
 
 class Renewals:

@@ -16,8 +16,10 @@ import os
 import signal
 from contextlib import suppress
 
+from asyncoffload.tiers.fs.system_calls import THE_SYSTEM, SystemCalls
 
-def take_over(path: str, temporary: str) -> bool:
+
+def take_over(path: str, temporary: str, calls: SystemCalls = THE_SYSTEM) -> bool:
     """Move a file to a name that nobody else knows; whether it may be written to, since nobody has it open.
 
     Otherwise it has been removed. Blocks.
@@ -26,11 +28,11 @@ def take_over(path: str, temporary: str) -> bool:
         OSError: the file could not be moved, and is where it was.
     """
     try:
-        os.rename(path, temporary)
+        calls.replace(path, temporary)
     except FileNotFoundError:
         with suppress(FileExistsError):
-            os.mkdir(os.path.dirname(temporary), 0o700)
-        os.rename(path, temporary)
+            calls.mkdir(os.path.dirname(temporary), 0o700)
+        calls.replace(path, temporary)
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -41,7 +43,7 @@ def take_over(path: str, temporary: str) -> bool:
     except OSError:  # somebody else's file, or a file system without leases
         pass
     with suppress(FileNotFoundError):
-        os.unlink(temporary)
+        calls.unlink(temporary)
     return False
 
 

@@ -7,20 +7,16 @@ at once; file systems that can do neither get a look before the rename, which a 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from contextlib import suppress
 
-_AT_FDCWD = -100
-_NOREPLACE = 1
-_EXCHANGE = 2
+from asyncoffload.tiers.fs.system_calls import EXCHANGE, NO_REPLACE, THE_SYSTEM, SystemCalls
+
 _UNABLE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
-_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 
-
-def put_in_place(temporary: str, path: str) -> int:
+def put_in_place(temporary: str, path: str, calls: SystemCalls = THE_SYSTEM) -> int:
     """Rename a file; returns the length in bytes of the file that it took the place of, or 0.
 
     Raises:
@@ -28,35 +24,27 @@ def put_in_place(temporary: str, path: str) -> int:
     """
     while True:
         try:
-            _rename(temporary, path, _NOREPLACE)
+            calls.rename(temporary, path, NO_REPLACE)
         except FileExistsError:
             try:
-                _rename(temporary, path, _EXCHANGE)
+                calls.rename(temporary, path, EXCHANGE)
             except FileNotFoundError:  # what stood there was removed meanwhile
                 if not os.path.lexists(temporary):
                     raise
                 continue
             replaced = os.lstat(temporary).st_size
-            os.unlink(temporary)
+            calls.unlink(temporary)
             return replaced
         except OSError as refusal:
             if refusal.errno not in _UNABLE:
                 raise
-            return _replace(temporary, path)
+            return _replace(temporary, path, calls)
         return 0
 
 
-def _replace(temporary: str, path: str) -> int:
+def _replace(temporary: str, path: str, calls: SystemCalls) -> int:
     replaced = 0
     with suppress(FileNotFoundError):
         replaced = os.lstat(path).st_size
-    os.replace(temporary, path)
+    calls.replace(temporary, path)
     return replaced
-
-
-def _rename(old: str, new: str, flags: int) -> None:
-    if _renameat2 is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if _renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), ctypes.c_uint(flags)):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), old, None, new)

@@ -5,6 +5,7 @@ All methods but the constructor block, unless they say otherwise, and run in an 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -13,20 +14,24 @@ from typing import Literal
 
 from asyncoffload.core.layout import block_path, describe, directory_name, fingerprint, is_fan_out, key_of
 from asyncoffload.errors import ConfigError
-from asyncoffload.keys import OffloadKey
+from asyncoffload.keys import OffloadKey, block_hash_of
 from asyncoffload.tiers.fs.blockfile import BlockFiles
 from asyncoffload.tiers.fs.config_file import CONFIG
 from asyncoffload.tiers.fs.counting import has_files
+from asyncoffload.tiers.fs.departures import Departure, Departures, departures_of
 from asyncoffload.tiers.fs.directio import file_system_takes_direct_io
 from asyncoffload.tiers.fs.eviction import Evictor, Place
 from asyncoffload.tiers.fs.format import BlockFormat
 from asyncoffload.tiers.fs.owner import Leftovers, Owner, owner_of
 from asyncoffload.tiers.fs.quota import Allowance, Bounds, Unaccounted, free_bytes
+from asyncoffload.tiers.fs.syncing import Durability
 from asyncoffload.tiers.fs.usage import Usage
-from asyncoffload.types import KVLayout
+from asyncoffload.types import Fate, KVLayout
 
 NAMES_AT_A_TIME = 64
 """Names that are looked at in one go, some 200 us."""
+
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 
 DirectIO = Literal["auto", "on", "off"]
 MakeFiles = Callable[[BlockFormat, str, bool], BlockFiles]
@@ -43,6 +48,7 @@ class BlockSpace:
         make_files: what writes and reads the files, from a format, an owner's name and whether to use direct I/O.
         bounds: of the root.
         free: bytes free on the file system of a directory.
+        durability: whether directories are to survive a loss of power.
 
     Attributes:
         allowance: what may be stored; there is always one.
@@ -59,6 +65,7 @@ class BlockSpace:
         make_files: MakeFiles,
         bounds: Bounds,
         free: Callable[[str], int] = free_bytes,
+        durability: Durability = "none",
     ) -> None:
         self.root_dir = root_dir
         self.directory = os.path.join(root_dir, directory_name(layout))
@@ -69,8 +76,11 @@ class BlockSpace:
         self._make_files = make_files
         self.bounds = bounds
         self._free = free
+        self._durability = durability
+        self._made_in: list[str] = []
         self.allowance: Allowance = Unaccounted()
         self.evictor: Evictor | None = None
+        self._departures = Departures(self.root)
         self._usage: Usage | None = None
         self._owner: Owner | None = None
         self._leftovers: Leftovers | None = None
@@ -122,14 +132,39 @@ class BlockSpace:
         """
         self.leave()
         self.directory = os.path.abspath(self.directory)
+        self._made_in = _missing_from(self.directory)
         os.makedirs(self.directory, 0o700, exist_ok=True)
+        self._departures = Departures(self.root, self.bounds.quota)
         self._open_account()
         self._owner = Owner(self.directory)
-        self._leftovers = Leftovers(self.directory, keep=self._owner.name)
         self._files = self._make_files(self.format, self._owner.name, self._decide_direct_io())
+        self._leftovers = Leftovers(self.directory, keep=self._owner.name, unlink=self._files.calls.unlink)
+        if self._usage is not None:
+            self.evictor = Evictor(self._usage, self._departures, self._files.calls)
+
+    def make_durable(self) -> None:
+        """Let the directory, and what describes it, survive a loss of power, if that is wanted.
+
+        Raises:
+            ConfigError: the file system cannot do that.
+            OSError: the operating system refused.
+        """
+        if self._durability == "none":
+            return
+        try:
+            for directory in dict.fromkeys([self.directory, self.root, *self._made_in]):
+                self.files.calls.sync_directory(directory)
+        except OSError as refusal:
+            if refusal.errno in _CANNOT_SYNC:
+                raise ConfigError(
+                    f"durability='fsync' cannot be had in {self.directory}: its file system does not sync directories "
+                    f"({refusal}); use another root_dir, or durability='none'"
+                ) from refusal
+            raise
 
     def leave(self) -> None:
         """Stop being an owner; idempotent."""
+        self._departures.flush()
         if self._owner is not None:
             self._owner.leave()
             self._owner = None
@@ -157,7 +192,19 @@ class BlockSpace:
         """Evict so many bytes at once, if it is known what to evict."""
         if self.evictor is None or not self.allowance.usage.take_housekeeping():
             return False
-        return self.evictor.evict(nbytes) >= nbytes
+        return self.evictor.evict(nbytes, why="space") >= nbytes
+
+    def set_aside(self, path: str, nbytes: int) -> None:
+        """The file at a path was found to be bad: write it down."""
+        self._departures.note(path, nbytes, Fate.CORRUPT)
+        self._departures.flush()
+
+    def departures_of(self, key: OffloadKey) -> list[Departure]:
+        """What left of a block, oldest first, whoever removed it."""
+        self._departures.flush()
+        own = os.path.basename(self.directory)
+        left = departures_of(self.root, block_hash_of(key).hex())
+        return [departure for departure in left if departure.directory == own and departure.key == key]
 
     def bound_stats(self) -> dict[str, float]:
         """``used_bytes`` of the whole root, and with bounds: ``quota_bytes`` (-1: none), ``min_free_bytes`` (-1),
@@ -181,6 +228,25 @@ class BlockSpace:
             "quarantined_removed": evictor.quarantined,
         }
 
+    def probe(self) -> None:
+        """Make a file, read it and remove it, to see whether the file system answers.
+
+        Raises:
+            OSError: the operating system refused, which is an answer.
+        """
+        if self._owner is None:
+            os.stat(self.root_dir)
+            return
+        path, calls = self.temporary("probe"), self.files.calls
+        word = memoryview(bytearray(b"probe"))
+        fd = calls.open_file(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            calls.pwritev(fd, [word], 0)
+            calls.preadv(fd, [word], 0)
+        finally:
+            os.close(fd)
+            calls.unlink(path)
+
     def touch(self, keys: Sequence[OffloadKey], used: Sequence[int]) -> None:
         """Renew the times of some blocks, nanoseconds since the epoch."""
         for key, when in zip(keys, used, strict=True):
@@ -194,7 +260,7 @@ class BlockSpace:
         return key_of(parent, name) if directory == self.directory else None
 
     def _open_account(self) -> None:
-        root = self.root
+        root, self.evictor = self.root, None
         try:
             self._usage = Usage(
                 root,
@@ -205,10 +271,9 @@ class BlockSpace:
         except OSError:
             if self.bounds:
                 raise
-            self.allowance, self.evictor = Unaccounted(), None
+            self.allowance = Unaccounted()
             return
         self.allowance = Allowance(self._usage, self.bounds, lambda: self._free(root))
-        self.evictor = Evictor(self._usage)
 
     def which_exist(self, keys: Sequence[OffloadKey]) -> list[OffloadKey]:
         """Those of the keys that have a file."""
@@ -264,3 +329,12 @@ class BlockSpace:
                 )
             )
         return works
+
+
+def _missing_from(path: str) -> list[str]:
+    """The directories in which others have to be made for a path to exist, the innermost first."""
+    parents = []
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+        parents.append(path)
+    return parents

@@ -18,6 +18,7 @@ from asyncoffload.core.layout import is_fan_out, key_of
 from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.fs.blockfile import SET_ASIDE
 from asyncoffload.tiers.fs.config_file import CONFIG
+from asyncoffload.tiers.fs.departures import DEPARTURES, OLDER_DEPARTURES
 from asyncoffload.tiers.fs.owner import OWNERS, owner_of
 from asyncoffload.tiers.fs.usage import ACCOUNT
 
@@ -122,7 +123,7 @@ def strange_entries(root: str) -> list[str]:
     Raises:
         OSError: the root cannot be read.
     """
-    ours = {ACCOUNT, *(directory.name for directory in layout_directories(root))}
+    ours = {ACCOUNT, DEPARTURES, OLDER_DEPARTURES, *(directory.name for directory in layout_directories(root))}
     return sorted(name for name in os.listdir(root) if name not in ours)
 
 

@@ -282,8 +282,11 @@ class Usage(AccountFile):
             for bucket in range(BUCKETS):
                 if self._worth[bucket] > worth:
                     self._put(WORTH + bucket, worth)
+        was_clean = self._word(CLEAN)
         self._put(BOOT, _boot())
         self._put(CLEAN, 0)
+        if was_clean:
+            os.fsync(self._fd)  # a loss of power must not bring it back: what was counted would be believed
 
     def _living(self) -> Iterator[int]:
         """The records of others, as far as their users live."""

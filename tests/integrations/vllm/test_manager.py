@@ -15,7 +15,7 @@ from asyncoffload.sync.manager import SyncOffloadingManager
 from asyncoffload.testing import GatedTier
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.tiers.example import ExampleSecondaryTierManager
-from asyncoffload.types import KVGroup, KVLayout
+from asyncoffload.types import KVGroup, KVLayout, WritePolicy
 from tests.integrations.vllm.tier_rig import request, some_keys, step
 
 pytest.importorskip("vllm.v1.kv_offload.base", reason="vLLM is not installed")
@@ -28,14 +28,16 @@ LAYOUT = KVLayout("m", "int8", 16, (KVGroup((64,)),))
 class Rig:
     """A scheduler's manager without an engine."""
 
-    def __init__(self, n_slots: int = 8, **arguments: Any) -> None:
+    def __init__(self, n_slots: int = 8, *, write_policy: WritePolicy = "write_through", **arguments: Any) -> None:
         from asyncoffload.integrations.vllm.manager import AsyncOffloadingManager, places_of
 
         self.region = HostRegion(n_slots, 64)
         self.tier = GatedTier(ExampleSecondaryTierManager(LAYOUT, self.region.view, "disk"))
         tiers: list[SecondaryTierManager] = [self.tier]
         self.now = 1000.0
-        self.blocks = SyncOffloadingManager(self.region, tiers, block_size=16, clock=lambda: self.now)
+        self.blocks = SyncOffloadingManager(
+            self.region, tiers, block_size=16, write_policy=write_policy, clock=lambda: self.now
+        )
         self.closed = 0
         arguments.setdefault("drain_seconds", 30)
         self.manager = AsyncOffloadingManager(
@@ -292,6 +294,15 @@ def test_events_say_whose_blocks_they_are() -> None:
         rig.settle()
     places = ((Medium.CPU, None), (Medium.STORAGE, "disk"))
     assert found == {(*place, False, key) for place in places for key in keys}
+    rig.close()
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_stopping_engine_writes_what_no_tier_has_if_it_is_told_to(flush: bool) -> None:
+    rig = Rig(64, write_policy="demote", flush_at_shutdown=flush)
+    rig.store(some_keys(4), rig.begin("writes"))
+    rig.manager.shutdown()
+    assert rig.tier.inner.get_num_blocks() == (4 if flush else 0)
     rig.close()
 
 

@@ -13,6 +13,7 @@ from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.tiers.fs.blockfile import BlockFiles
 from asyncoffload.tiers.fs.format import BlockFormat
 from asyncoffload.tiers.fs.manager import FileSystemTierManager
+from asyncoffload.tiers.fs.system_calls import SystemCalls
 from asyncoffload.types import KVLayout
 
 LOAD_SECONDS = 10.0
@@ -47,9 +48,8 @@ class Disk:
         self._fast.set()
 
     def make_files(self, block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
-        return BlockFiles(
-            block_format, owner, direct=direct, open_file=self._open, pwritev=self._pwritev, preadv=self._preadv
-        )
+        calls = SystemCalls(open_file=self._open, pwritev=self._pwritev, preadv=self._preadv)
+        return BlockFiles(block_format, owner, direct=direct, calls=calls)
 
     def _open(self, path: str, flags: int, mode: int) -> int:
         if self.refuses_reads and not flags & os.O_WRONLY:

@@ -14,6 +14,7 @@ from asyncoffload.errors import CorruptBlockError
 from asyncoffload.keys import make_key
 from asyncoffload.tiers.fs.blockfile import BlockFiles
 from asyncoffload.tiers.fs.format import BlockFormat, file_bytes
+from asyncoffload.tiers.fs.system_calls import SystemCalls
 
 FORMAT = BlockFormat(b"f" * 16, rank=0)
 KEY = make_key(b"\x01" * 32)
@@ -76,7 +77,7 @@ def test_a_file_system_that_refuses_direct_io_is_remembered(tmp_path: Path) -> N
         return os.open(path, flags, mode)
 
     path, into = str(tmp_path / "block.bin"), memoryview(bytearray(4096))
-    files = BlockFiles(FORMAT, "owner", direct=True, open_file=refuses_direct)
+    files = BlockFiles(FORMAT, "owner", direct=True, calls=SystemCalls(open_file=refuses_direct))
     files.write(path, KEY, payload_of(4096))
     files.read(path, KEY, into)
     assert into == payload_of(4096)
@@ -93,7 +94,7 @@ def test_a_write_that_stops_early_is_continued(tmp_path: Path) -> None:
         return os.pwrite(fd, joined[: max(4096, len(joined) // 8192 * 4096)], offset)
 
     path, into = place_for(tmp_path), memoryview(bytearray(70_000))
-    BlockFiles(FORMAT, "owner", pwritev=half).write(path, KEY, payload_of(70_000))
+    BlockFiles(FORMAT, "owner", calls=SystemCalls(pwritev=half)).write(path, KEY, payload_of(70_000))
     BlockFiles(FORMAT, "owner").read(path, KEY, into)
     assert into == payload_of(70_000)
     assert len(calls) > 2
@@ -108,7 +109,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, moved: int | OSError)
 
     path = place_for(tmp_path)
     with pytest.raises(OSError, match=r"stopped after 4096 of 8192|bad sector|disk full"):
-        BlockFiles(FORMAT, "owner", pwritev=fails).write(path, KEY, payload_of(4096))
+        BlockFiles(FORMAT, "owner", calls=SystemCalls(pwritev=fails)).write(path, KEY, payload_of(4096))
     assert os.listdir(os.path.dirname(path)) == []
 
 
@@ -139,7 +140,7 @@ def test_a_good_file_that_took_its_place_stays(tmp_path: Path) -> None:
 
     into = memoryview(bytearray(4096))
     with pytest.raises(CorruptBlockError):
-        BlockFiles(FORMAT, "owner", preadv=neighbour_comes_first).read(path, KEY, into)
+        BlockFiles(FORMAT, "owner", calls=SystemCalls(preadv=neighbour_comes_first)).read(path, KEY, into)
     BlockFiles(FORMAT, "owner").read(path, KEY, into)
     assert into == payload_of(4096)
     assert os.listdir(tmp_path) == ["block.bin"]

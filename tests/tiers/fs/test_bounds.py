@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,7 @@ from asyncoffload.testing.slots import Slots, some_keys
 from asyncoffload.tiers.fs.counting import Census
 from asyncoffload.tiers.fs.format import file_bytes
 from asyncoffload.tiers.fs.manager import FileSystemTierManager
+from asyncoffload.tiers.fs.recency import AT_ONCE_NS
 from asyncoffload.tiers.fs.usage import Usage
 from asyncoffload.types import JobResult, KVGroup, KVLayout, LookupResult, Status, TransferJob
 
@@ -120,6 +123,19 @@ async def test_of_one_batch_the_tail_goes_first(tmp_path: Path) -> None:
         assert 8 <= len(left) <= 12
 
 
+async def test_the_tail_of_a_prompt_that_came_in_several_batches_goes_first(tmp_path: Path) -> None:
+    slots, keys = Slots(LAYOUT, 16), some_keys(LAYOUT, 16)
+    async with make_tier(tmp_path, slots, 16 * BLOCK) as tier:
+        for first in (8, 0, 12, 4):
+            job = slots.store_job(keys[first : first + 4])
+            job.depths = range(first, first + 4)
+            await tier.store(job)
+        await store_all(tier, slots, some_keys(LAYOUT, 4, "more"))
+        left = [key for key in keys if file_of(tmp_path, key).exists()]
+        assert left == keys[: len(left)]
+        assert 8 <= len(left) <= 12
+
+
 async def test_a_block_that_a_neighbour_used_stays(tmp_path: Path) -> None:
     slots, theirs, keys = Slots(LAYOUT, 8), Slots(LAYOUT, 8), some_keys(LAYOUT, 8)
     seconds, nanoseconds = 0.0, 1_000_000_000_000_000_000
@@ -150,7 +166,7 @@ async def test_a_block_is_renewed_once_a_minute(tmp_path: Path) -> None:
         await tier.load(slots.load_job(keys))
         await tier.touch(keys)
         assert times() == [10**18 - 1000 * place for place in range(4)]
-        seconds, nanoseconds = 61.0, nanoseconds + 10**9
+        seconds, nanoseconds = 61.0, 10**18 + 60 * 10**9
         await tier.load(slots.load_job(keys[:2]))
         assert times() == [nanoseconds, nanoseconds - 1000, 10**18 - 2000, 10**18 - 3000]
         await tier.touch(keys)
@@ -208,7 +224,8 @@ async def test_some_of_the_disk_is_left_free(tmp_path: Path) -> None:
     def free(directory: str) -> int:  # noqa: ARG001
         return disk - int(tier.stats()["used_bytes"])
 
-    async with make_tier(tmp_path, slots, min_free=50 * BLOCK, free=free) as tier:
+    tier = make_tier(tmp_path, slots, min_free=50 * BLOCK, free=free)
+    async with tier:
         for number in range(20):
             await store_all(tier, slots, some_keys(LAYOUT, 16, number))
             assert bytes_below(tmp_path) <= 150 * BLOCK
@@ -219,10 +236,27 @@ async def test_some_of_the_disk_is_left_free(tmp_path: Path) -> None:
         await until(lambda: bytes_below(tmp_path) <= 50 * BLOCK)
 
 
+async def test_housekeeping_goes_on_after_whatever_went_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    slots, troubles = Slots(LAYOUT, 16), 3
+
+    def free(directory: str) -> int:  # noqa: ARG001
+        nonlocal troubles
+        if troubles and "housekeeping" in threading.current_thread().name:
+            troubles -= 1
+            raise ArithmeticError("a bug")
+        return 200 * BLOCK - bytes_below(tmp_path)
+
+    async with make_tier(tmp_path, slots, min_free=180 * BLOCK, free=free) as tier:
+        for number in range(4):
+            await store_all(tier, slots, some_keys(LAYOUT, 8, number))
+        assert tier.stats()["evicted_files"] >= 10
+    assert "a bug" in caplog.text
+
+
 async def test_everything_below_the_root_counts_and_is_collected(tmp_path: Path) -> None:
     slots, keys = Slots(LAYOUT, 16), some_keys(LAYOUT, 10)
     other = KVLayout("another model", "bfloat16", 16, LAYOUT.groups)
-    async with make_tier(tmp_path, Slots(other, 16)) as foreign:
+    async with make_tier(tmp_path, Slots(other, 16), now=lambda: time.time_ns() - 2 * AT_ONCE_NS) as foreign:
         await store_all(foreign, slots, some_keys(other, 10, "foreign"))
     async with make_tier(tmp_path, slots) as tier:
         await store_all(tier, slots, keys)

@@ -23,6 +23,7 @@ from asyncoffload.tiers.fs.blockfile import BlockFiles
 from asyncoffload.tiers.fs.format import BlockFormat, checksum
 from asyncoffload.tiers.fs.manager import FileSystemTierManager, make_block_files
 from asyncoffload.tiers.fs.space import MakeFiles
+from asyncoffload.tiers.fs.system_calls import SystemCalls
 from asyncoffload.types import JobResult, LookupResult, Status
 
 LAYOUT = small_layout()
@@ -139,7 +140,7 @@ async def _bad_read(
         await tier.store(slots.store_job([BAD]))
 
     def make_files(block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
-        return BlockFiles(block_format, owner, direct=direct, preadv=preadv)
+        return BlockFiles(block_format, owner, direct=direct, calls=SystemCalls(preadv=preadv))
 
     async with make_tier(root, slots, make_files) as tier:
         result = await tier.load(slots.load_job([BAD]))
@@ -286,7 +287,7 @@ async def test_a_disk_that_others_have_filled_is_said_to_be_full(tmp_path: Path)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def make_files(block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
-        return BlockFiles(block_format, owner, direct=direct, pwritev=full)
+        return BlockFiles(block_format, owner, direct=direct, calls=SystemCalls(pwritev=full))
 
     slots = Slots(LAYOUT, 8)
     async with FileSystemTierManager(

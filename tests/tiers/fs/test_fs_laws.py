@@ -75,3 +75,9 @@ class TestFileSystemTier(TierLaws):
 
     def _file(self, key: OffloadKey) -> Path:
         return file_of(self.place, self.layout(), key)
+
+
+class TestDurableFileSystemTier(TestFileSystemTier):
+    def make_tier(self, layout: KVLayout, view: memoryview, place: Path) -> SecondaryTierManager:
+        self.place = place
+        return FileSystemTierManager(layout, view, "fs", place, 3, 3, durability="fsync")

@@ -212,7 +212,7 @@ async def test_closing_says_what_still_runs(tmp_path: Path) -> None:
     storing = asyncio.create_task(tier.store(job))
     await writes.reached()
     try:
-        with pytest.raises(TierUnavailable, match=f"jobs {job.job_id} "):
+        with pytest.raises(TierUnavailable, match=f"jobs {job.job_id},"):
             await tier.aclose(drain=False, timeout=0)
     finally:
         writes.open()

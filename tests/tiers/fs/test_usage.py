@@ -16,6 +16,7 @@ from asyncoffload.tiers.fs.counting import Census
 from asyncoffload.tiers.fs.locks import ByteLocks
 from asyncoffload.tiers.fs.quota import Allowance, Bounds
 from asyncoffload.tiers.fs.renaming import put_in_place
+from asyncoffload.tiers.fs.system_calls import THE_SYSTEM, SystemCalls
 from asyncoffload.tiers.fs.usage import Usage, bucket_of
 
 BLOCK, QUOTA = 1000, 10_000
@@ -259,16 +260,16 @@ def test_locks_are_dropped_with_their_description(tmp_path: Path) -> None:
         theirs.take(5)
 
 
-def test_a_rename_knows_what_it_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from asyncoffload.tiers.fs import renaming
+def test_a_rename_knows_what_it_replaced(tmp_path: Path) -> None:
+    def cannot(old: str, new: str, flags: int) -> None:  # noqa: ARG001
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    def put(nbytes: int) -> int:
+    def put(nbytes: int, calls: SystemCalls) -> int:
         (tmp_path / "temporary").write_bytes(bytes(nbytes))
-        return put_in_place(str(tmp_path / "temporary"), str(tmp_path / "file"))
+        return put_in_place(str(tmp_path / "temporary"), str(tmp_path / "file"), calls)
 
-    assert [put(5), put(7), put(3)] == [0, 5, 7]
-    monkeypatch.setattr(renaming, "_renameat2", None)
-    assert [put(1), put(2)] == [3, 1]
+    assert [put(nbytes, THE_SYSTEM) for nbytes in (5, 7, 3)] == [0, 5, 7]
+    assert [put(nbytes, SystemCalls(rename=cannot)) for nbytes in (1, 2)] == [3, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(FileNotFoundError):
         put_in_place(str(tmp_path / "nothing"), str(tmp_path / "file"))

@@ -222,7 +222,7 @@ class Sharing(RuleBasedStateMachine):
     @rule(who=st.integers(0, 3), fuse=FUSE)
     def end_count(self, who: int, fuse: int | None) -> None:
         process = self.pick(who)
-        while process and process.counting:
+        while process in self.processes and process.counting:
             each = process.counting.pop()
             if each.began is not None and each.found is not None:
                 with self.may_die(process, fuse):

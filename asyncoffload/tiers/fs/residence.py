@@ -1,0 +1,176 @@
+"""A tier's life in its directory: moving in, looking through what lies there, keeping house, moving out."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asyncoffload.aio.io_threads import IOThreads
+from asyncoffload.aio.waiting import outlive
+from asyncoffload.errors import ClosedError, TierUnavailable
+from asyncoffload.tiers.fs.clerk import Clerk
+from asyncoffload.tiers.fs.housekeeping import EVICTING_THREADS, Housekeeping
+from asyncoffload.tiers.fs.index import BlockIndex
+from asyncoffload.tiers.fs.ledger import Ledger
+from asyncoffload.tiers.fs.opening import open_space
+from asyncoffload.tiers.fs.scanning import look_through
+from asyncoffload.tiers.fs.space import BlockSpace
+from asyncoffload.tiers.fs.watch import Watch
+
+
+class Residence:
+    """Opens a space when it is first needed, and again when it was lost, and does what goes on there by itself.
+
+    Args:
+        tier: the tier's name.
+        space: the directory.
+        index: the blocks known to be there.
+        ledger: where it is entered what became of blocks.
+        watch: knows whether the file system answers.
+        timeout: seconds after which a call to the file system counts as hanging; None: never.
+
+    Attributes:
+        clerk: runs short calls about names.
+        is_open: the space can be used.
+    """
+
+    def __init__(
+        self,
+        tier: str,
+        space: BlockSpace,
+        index: BlockIndex,
+        ledger: Ledger,
+        watch: Watch,
+        timeout: float | None,
+    ) -> None:
+        self.clerk = Clerk(tier, timeout, watch.call_hung)
+        self.is_open = False
+        self._tier = tier
+        self._space = space
+        self._index = index
+        self._ledger = ledger
+        self._watch = watch
+        self._timeout = timeout
+        self._keeper = IOThreads(EVICTING_THREADS, name=f"asyncoffload-{tier}-housekeeping")
+        self._opening: asyncio.Task[None] | None = None
+        self._scan: asyncio.Task[None] | None = None
+        self._housekeeping: Housekeeping | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._leaving = False
+
+    @property
+    def scanned(self) -> bool:
+        """Whether everything that lay there when it was opened is known."""
+        return self._scan is not None and self._scan.done()
+
+    @property
+    def leftovers_removed(self) -> int:
+        """Temporary files of the dead that were removed."""
+        found = self._housekeeping.leftovers_removed if self._housekeeping else 0
+        return self._space.leftovers_removed + found
+
+    async def open(self) -> None:
+        """Have the space open. Cancellation: leaves at once, and the opening goes on.
+
+        Raises:
+            ConfigError: the directory cannot be used, or holds blocks of another sort; the message shows both.
+            TierUnavailable: the file system is in trouble, or does not answer.
+            ClosedError: it was left meanwhile.
+        """
+        while not self.is_open:
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._open(), name=f"{self._tier}: opening")
+            opening = self._opening
+            await asyncio.wait([opening], timeout=self._timeout)
+            if not opening.done():
+                raise TierUnavailable(
+                    f"tier {self._tier!r}: opening {self._space.directory} has taken {self._timeout:g} seconds "
+                    "and goes on: see whether its file system answers, then start again"
+                )
+            if self._opening is opening:
+                self._opening = None
+            opening.result()
+            if self._leaving:
+                raise ClosedError(f"tier {self._tier!r} is closed: make a new one")
+
+    async def until_scanned(self) -> None:
+        """Return when everything that lay there is known. Cancellation: leaves at once."""
+        if self._scan is not None:
+            await asyncio.wait([self._scan])
+
+    def lost(self) -> None:
+        """The directory is gone: it is made anew when it is needed."""
+        self.is_open = False
+
+    def room_is_wanted(self) -> None:
+        """A store has ended that may have found no room."""
+        if self._housekeeping is not None and self._space.allowance.waits:
+            self._housekeeping.wake()
+
+    async def end_work(self, timeout: float | None) -> list[str]:
+        """End what goes on there by itself; returns what has not ended after so many seconds, in words."""
+        self._leaving = True
+        left = []
+        if self._opening is not None:
+            await asyncio.wait([self._opening], timeout=timeout)
+            if self._opening.done():
+                self._opening.exception()  # it concerns nobody any more
+                self._opening = None
+            else:
+                left.append(f"opens {self._space.directory}")
+        await self._stop_background(timeout)
+        if self._keeping is not None:
+            left.append(f"keeps house in {self._space.root}")
+        return left
+
+    async def leave(self) -> None:
+        """Stop being an owner. Cancellation: as its end.
+
+        Raises:
+            TierUnavailable: the file system does not answer.
+        """
+        if self._space.is_open:
+            await outlive(asyncio.ensure_future(self.clerk.run(self._space.leave)))
+        self.clerk.close()
+        self._keeper.shutdown(wait=False)
+
+    async def _open(self) -> None:
+        await self._stop_background(None)
+        await open_space(self._space, self.clerk.executor)
+        if not self._leaving:
+            self._keep_house()
+            scan = look_through(self._space, self._index, self.clerk, self._watch, self._ledger.complaints)
+            self._scan = asyncio.create_task(scan, name=f"{self._tier}: scan")
+            self.is_open = True
+
+    def _keep_house(self) -> None:
+        """With bounds, begin to keep them; without, nothing is ever removed."""
+        evictor = self._space.evictor
+        if self._space.bounds and evictor is not None:
+            self._housekeeping = Housekeeping(
+                self._space.root,
+                self._space.allowance,
+                evictor,
+                self._keeper,
+                self._report_evicted,
+                self._ledger.complaints,
+            )
+            self._keeping = asyncio.create_task(self._housekeeping.run(), name=f"{self._tier}: housekeeping")
+
+    def _report_evicted(self) -> None:
+        """Enter what the housekeeping removed; it may have been anybody's."""
+        assert self._space.evictor is not None
+        assert self._housekeeping is not None
+        if self._housekeeping.account_is_lost:
+            self.lost()
+        removed = self._space.evictor.take_removed()
+        self._ledger.evicted([key for path in removed if (key := self._space.key_at(path)) is not None])
+
+    async def _stop_background(self, timeout: float | None) -> None:
+        if self._scan is not None:
+            self._scan.cancel()
+            await asyncio.wait([self._scan])
+        if self._housekeeping is not None and self._keeping is not None:
+            self._housekeeping.stop()
+            await asyncio.wait([self._keeping], timeout=timeout)
+            if self._keeping.done():
+                self._housekeeping = self._keeping = None

@@ -1,0 +1,129 @@
+"""Nobody waits for a file system that does not answer: calls that hang are abandoned, and the tier pauses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+from asyncoffload.aio.io_threads import IOThreads
+from asyncoffload.errors import TransferTimeout
+from asyncoffload.keys import OffloadKey
+from asyncoffload.tiers.fs.breaker import Breaker
+from asyncoffload.tiers.fs.jobs import RunningJobs
+from asyncoffload.tiers.fs.syncing import SyncGroups
+from asyncoffload.types import KeyOutcome, Status
+
+logger = logging.getLogger("asyncoffload.tiers.fs")
+
+LOOKS = 4
+"""How often within the time that a call may take it is looked whether one has taken it."""
+
+PROBE_SECONDS = 1.0
+"""Between two probes of a file system that did not answer."""
+
+
+class Watch:
+    """Looks after the calls of a tier that block, as long as there are any.
+
+    A thread in a call on a dead disk or file server cannot be taken back. But its waiters can be told, another thread
+    can do the work of the next ones, and no further calls need to be made until the file system answers again.
+
+    Args:
+        tier: the tier's name.
+        timeout: seconds that a single call may take; None: as long as it likes.
+        jobs: the tier's jobs.
+        probe: makes a few calls of the sorts that the tier makes; blocks.
+        clock: seconds.
+        syncs: makes stored blocks durable; None where nobody does.
+
+    Attributes:
+        breaker: whether the tier pauses.
+        hung: how many calls did not come back in time, so far.
+    """
+
+    def __init__(
+        self,
+        tier: str,
+        timeout: float | None,
+        jobs: RunningJobs,
+        probe: Callable[[], object],
+        clock: Callable[[], float],
+        syncs: SyncGroups | None = None,
+    ) -> None:
+        self.breaker = Breaker()
+        self.hung = 0
+        self._tier = tier
+        self._timeout = timeout
+        self._jobs = jobs
+        self._probe = probe
+        self._clock = clock
+        self._syncs = syncs
+        self._threads = IOThreads(1, name=f"asyncoffload-{tier}-probe")
+        self._timer: asyncio.TimerHandle | None = None
+        self._probing: asyncio.Task[None] | None = None
+        self._answers = asyncio.Event()
+        self._answers.set()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the file system is left alone."""
+        return self.breaker.is_open
+
+    def refusal(self, key: OffloadKey) -> KeyOutcome:
+        """What becomes of a block that is to be loaded meanwhile."""
+        text = f"the file system did not answer within {self._timeout:g} seconds" if self._timeout else "it hangs"
+        return KeyOutcome(Status.TIMED_OUT, TransferTimeout(text, tier=self._tier, failed_keys=(key,)))
+
+    def _unsynced(self) -> KeyOutcome:
+        text = f"the file system did not sync within {self._timeout:g} seconds"
+        return KeyOutcome(Status.TIMED_OUT, TransferTimeout(text, tier=self._tier))
+
+    def look_after(self) -> None:
+        """A job has begun."""
+        if self._timeout is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._timeout / LOOKS, self._look)
+
+    def call_hung(self, what: str) -> None:
+        """A call did not come back in time: pause, and drop what waits for a thread."""
+        self.hung += 1
+        if self.breaker.trip():
+            logger.warning("tier %s pauses: %s; it answers misses until the file system answers", self._tier, what)
+            self._answers.clear()
+            self._jobs.break_off(self.refusal)
+            self._probing = asyncio.create_task(self._probe_until_it_answers(), name=f"{self._tier}: probes")
+
+    async def answers(self) -> None:
+        """Wait until the file system answers. Cancellation: leaves at once."""
+        await self._answers.wait()
+
+    def stop(self) -> None:
+        """Look after nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._probing is not None:
+            self._probing.cancel()
+        self._threads.shutdown(wait=False)
+
+    def _look(self) -> None:
+        self._timer = None
+        assert self._timeout is not None
+        for key in self._jobs.abandon_hanging(self._timeout, self.refusal):
+            self.call_hung(f"block {key.hex()} has not been moved within {self._timeout:g} seconds")
+        if self._syncs is not None and self._syncs.give_up(self._timeout, self._unsynced()):
+            self.call_hung(f"stored blocks have not been synced within {self._timeout:g} seconds")
+        if self._jobs:
+            self.look_after()
+
+    async def _probe_until_it_answers(self) -> None:
+        assert self._timeout is not None
+        while self.breaker.is_open:
+            await asyncio.sleep(min(PROBE_SECONDS, self._timeout))
+            began = self._clock()
+            with suppress(OSError):  # an error is an answer
+                await asyncio.get_running_loop().run_in_executor(self._threads, self._probe)
+            self.breaker.probed(self._clock() - began <= self._timeout)
+        logger.warning("tier %s goes on: its file system answers", self._tier)
+        self._answers.set()
