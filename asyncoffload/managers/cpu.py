@@ -4,55 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import ParamSpec, Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
-from asyncoffload.aio.mailbox import Mailbox
 from asyncoffload.core.block_table import BlockTable
 from asyncoffload.core.journal import DEFAULT_JOURNAL_BLOCKS, Journal
 from asyncoffload.core.policies import LRU, EvictionPolicy
 from asyncoffload.core.primary import Primary, PrimaryStats, slots_spec, write_spec
 from asyncoffload.core.write import Write
-from asyncoffload.errors import CapacityError, ClosedError, InternalError, OffloadError, WrongLoopError
+from asyncoffload.errors import CapacityError, InternalError
 from asyncoffload.keys import OffloadKey, checked_keys
-from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY, OffloadingManager
-from asyncoffload.managers.events import EventHub, EventSubscription
-from asyncoffload.managers.explaining import Explainer
-from asyncoffload.managers.leases import Lease, LoadLease, StoreLease
+from asyncoffload.managers.leases import LoadLease, StoreLease
+from asyncoffload.managers.planned import PlannedManager, SlotMemory
 from asyncoffload.managers.room import RoomQueue
 from asyncoffload.types import (
     ANONYMOUS,
     CPULoadStoreSpec,
     DirtyVictims,
-    Explanation,
     Fate,
-    OffloadingEvent,
     PrepareStoreOutput,
     RequestContext,
 )
 
-P = ParamSpec("P")
-R = TypeVar("R")
-L = TypeVar("L", bound=Lease)
-
 BYTES = frozenset({bytes})
 
 
-class SlotMemory(Protocol):
-    """The memory behind the slots, as far as a manager has to know it; ``HostRegion`` is one."""
-
-    def held_among(self, slots: Sequence[int]) -> set[int]:
-        """Those of the slots that a transfer uses."""
-
-    def take_released(self) -> list[int]:
-        """The slots that no transfer uses any more since the last call."""
-
-    def on_release(self, notify: Callable[[], None]) -> None:
-        """Call ``notify``, on any thread, after a slot that was reported as held has been released."""
-
-
-class CPUOffloadingManager(OffloadingManager):
+class CPUOffloadingManager(PlannedManager):
     """Blocks in the slots of host memory.
 
     Plain, synchronous bookkeeping (:class:`~asyncoffload.core.primary.Primary`) does the work, one uninterrupted
@@ -96,17 +73,11 @@ class CPUOffloadingManager(OffloadingManager):
             keep_dirty=dirty_victims == "refuse",
             held_among=memory.held_among if memory else None,
         )
-        journal = Journal(journal_blocks)
-        self._primary = Primary(table, store_threshold=store_threshold, block_size=block_size, journal=journal)
-        self._explainer = Explainer(table, journal, clock=clock, now=now)
-        self._memory = memory
-        self._clock = clock
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
-        self._failure: Exception | None = None
+        primary = Primary(
+            table, store_threshold=store_threshold, block_size=block_size, journal=Journal(journal_blocks)
+        )
+        super().__init__(primary, memory, clock, now)
         self._room = RoomQueue()
-        self._hub = EventHub()
-        self._taken: EventSubscription | None = None
 
     # ---- paired calls
 
@@ -176,18 +147,6 @@ class CPUOffloadingManager(OffloadingManager):
 
     # ---- the whole
 
-    async def take_events(self) -> Sequence[OffloadingEvent]:
-        if self._taken is None:
-            self._taken = self.events()
-        return self._taken.take()
-
-    def events(self, capacity: int = DEFAULT_EVENT_CAPACITY) -> EventSubscription:
-        subscription = self._hub.subscribe(capacity)
-        self._primary.recording = True
-        if self._closed:
-            subscription.close()
-        return subscription
-
     def ready(self, keys: Sequence[OffloadKey]) -> int:
         """How many of the leading blocks can be read from the primary now: plain, and advice; any thread."""
         return self._primary.table.prefix(keys)
@@ -198,20 +157,6 @@ class CPUOffloadingManager(OffloadingManager):
 
     def stats(self) -> PrimaryStats:
         return self._primary.stats()
-
-    async def explain(self, key: OffloadKey, ctx: RequestContext = ANONYMOUS) -> Explanation:
-        """Where a block is, was, when and why it left; ``str()`` of the answer is for humans. It changes nothing.
-
-        Tiers that do not answer by the deadline, or within ten seconds, are left out, and the answer says so.
-
-        Raises:
-            InvalidArgument: the key is malformed.
-            ClosedError: the manager was closed.
-
-        Cancellation: leaves at once.
-        """
-        self._check_open()
-        return await self._explainer.question(key, ctx)()
 
     async def reset(self) -> None:
         self._check_open()
@@ -233,32 +178,8 @@ class CPUOffloadingManager(OffloadingManager):
 
     # ---- for managers that extend this one
 
-    def _plan(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a piece of plain bookkeeping, then what every change entails, in one stretch.
-
-        An exception that is not one of ours on purpose means that the bookkeeping is broken: who waits, and every
-        later call, gets ``InternalError``.
-        """
-        self._own_loop()
-        if self._failure is not None:
-            raise self._internal_error() from self._failure
-        try:
-            if self._memory is not None:
-                self._primary.table.release(self._memory.take_released())
-            result = call(*args, **kwargs)
-            self._after_change()
-        except OffloadError:
-            raise
-        except Exception as error:
-            self._fail(error)
-            raise self._internal_error() from error
-        return result
-
     def _after_change(self) -> None:
-        """The state may have changed: announce it, and call up who waits for room."""
-        self._explainer.date()
-        if self._primary.recording:
-            self._hub.publish(self._primary.take_events())
+        super()._after_change()
         self._call_up()
 
     def _store_began(self, keys: Sequence[OffloadKey]) -> None:
@@ -276,22 +197,8 @@ class CPUOffloadingManager(OffloadingManager):
         return True
 
     def _fail(self, error: Exception) -> None:
-        """The bookkeeping is broken: nobody may wait for it any longer."""
-        self._failure = error
+        super()._fail(error)
         self._room.fail(self._internal_error)
-
-    @contextmanager
-    def _held(self, lease: L, finish: Callable[[bool], None]) -> Iterator[L]:
-        """Give out a lease; end it, and call ``finish`` with whether the block was left normally."""
-        try:
-            yield lease
-        except BaseException:
-            lease.end()
-            with suppress(InternalError):  # the exception that ended the block is the one to see
-                self._plan(finish, False)
-            raise
-        lease.end()
-        self._plan(finish, True)
 
     # ---- inside
 
@@ -369,31 +276,6 @@ class CPUOffloadingManager(OffloadingManager):
             self._make_room(first.keys, first.keep, insist=False)
         if need <= table.available or not self._may_make_room(first.keys, first.keep):
             first.call_up()
-
-    def _own_loop(self) -> None:
-        loop = asyncio.get_running_loop()
-        if loop is self._loop:
-            return
-        if self._loop is not None:
-            raise WrongLoopError(f"{self!r} belongs to the event loop of its first call: make one manager per loop")
-        self._loop = loop
-        if self._memory is not None:
-            releases: Mailbox[None] = Mailbox(self._slots_released, loop)
-            self._memory.on_release(lambda: releases.post(None))
-
-    def _slots_released(self, _: list[None]) -> None:
-        with suppress(InternalError):  # whoever waits has been told
-            self._plan(lambda: None)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise self._closed_error()
-
-    def _closed_error(self) -> ClosedError:
-        return ClosedError(f"{self!r} takes no new work")
-
-    def _internal_error(self) -> InternalError:
-        return InternalError(f"the bookkeeping of the primary tier is broken, please report it: {self._failure!r}")
 
     def __repr__(self) -> str:
         state = "broken" if self._failure is not None else "closed" if self._closed else "open"

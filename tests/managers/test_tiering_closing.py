@@ -10,7 +10,7 @@ import pytest
 
 from asyncoffload.core.ops import Op, OpKind
 from asyncoffload.errors import BlocksUnavailable, ClosedError, InternalError, TierUnavailable, WrongLoopError
-from asyncoffload.managers import tiering
+from asyncoffload.managers import conducting
 from asyncoffload.managers.tier_call import Settle
 from asyncoffload.managers.tiering import TieringOffloadingManager
 from asyncoffload.memory.region import HostRegion
@@ -133,7 +133,7 @@ async def test_past_its_time_limit_closing_names_what_runs_and_can_be_repeated()
 async def test_closing_that_takes_long_says_what_it_waits_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tiering, "LONG_CLOSE", 0.0)
+    monkeypatch.setattr(conducting, "LONG_CLOSE", 0.0)
     keys = keys_of(2)
     async with tiered(4) as stack:
         stack.tier.stores.shut()
