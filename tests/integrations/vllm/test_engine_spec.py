@@ -115,6 +115,32 @@ def test_larger_chunks_entered_part_way_and_arc(model: Path, expected: Expected,
         assert checked(engine) > 0 == checked(engine, "unknown")
 
 
+def test_demotion_to_durable_files_and_the_next_engine(model: Path, expected: Expected, tmp_path: Path) -> None:
+    numbers = (1, 2, 3, 4)
+    files = {"type": "fs", "root_dir": str(tmp_path), "durability": "fsync"}
+    connector = stack(
+        write_policy="demote",
+        dirty_victims="refuse",
+        flush_at_shutdown=True,
+        drain_seconds=30.0,
+        secondary_tiers=[files],
+    )
+    with running(model, connector) as engine:
+        for number in numbers:
+            assert same(engine.ask(number), (number,), expected)
+            engine.settle()
+        engine.evict_device()
+        assert same(engine.ask(*numbers), numbers, expected)
+        engine.settle()
+        assert engine.manager._blocks.stats().lost == 0
+    with running(model, connector) as engine:
+        answers = engine.ask(*numbers)
+        assert same(answers, numbers, expected)
+        assert {answer.cached for answer in answers} == {CACHED_TOKENS}
+        engine.settle()
+        assert engine.metric(CACHED, source="disk") == 4 * CACHED_TOKENS
+
+
 def test_an_engine_ends_when_it_loads_other_bytes_than_it_stored(model: Path) -> None:
     with running(model, stack(host_blocks=64)) as engine:
         engine.ask(1)

@@ -23,7 +23,7 @@ from tests.tiers.fs.stalling_file_system import StallingFileSystem, mounted, nee
 pytestmark = [needs_mounting, pytest.mark.timeout(120)]
 
 LAYOUT = small_layout()
-TIMEOUT = 0.5
+TIMEOUT = 1.0
 
 
 @pytest.fixture
