@@ -83,7 +83,8 @@ class Watch:
     def look_after(self) -> None:
         """A job has begun."""
         if self._timeout is not None and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._timeout / LOOKS, self._look)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(loop.time() + self._timeout / LOOKS, self._look)
 
     def call_hung(self, what: str) -> None:
         """A call did not come back in time: pause, and drop what waits for a thread."""
@@ -108,14 +109,20 @@ class Watch:
         self._threads.shutdown(wait=False)
 
     def _look(self) -> None:
-        self._timer = None
         assert self._timeout is not None
-        for key in self._jobs.abandon_hanging(self._timeout, self.refusal):
-            self.call_hung(f"block {key.hex()} has not been moved within {self._timeout:g} seconds")
-        if self._syncs is not None and self._syncs.give_up(self._timeout, self._unsynced()):
-            self.call_hung(f"stored blocks have not been synced within {self._timeout:g} seconds")
+        assert self._timer is not None
+        late, self._timer = asyncio.get_running_loop().time() - self._timer.when(), None
+        # Whatever kept the loop from looking may have kept the threads from ending: they get a while longer.
+        if late < self._timeout / LOOKS:
+            self._give_up_what_hangs(self._timeout)
         if self._jobs:
             self.look_after()
+
+    def _give_up_what_hangs(self, timeout: float) -> None:
+        for key in self._jobs.abandon_hanging(timeout, self.refusal):
+            self.call_hung(f"block {key.hex()} has not been moved within {timeout:g} seconds")
+        if self._syncs is not None and self._syncs.give_up(timeout, self._unsynced()):
+            self.call_hung(f"stored blocks have not been synced within {timeout:g} seconds")
 
     async def _probe_until_it_answers(self) -> None:
         assert self._timeout is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,8 +19,6 @@ from asyncoffload.tiers.fs.breaker import PROBES
 from asyncoffload.tiers.fs.manager import FileSystemTierManager
 from asyncoffload.tiers.fs.watch import LOOKS, PROBE_SECONDS
 from asyncoffload.types import KeyOutcome, LookupResult, RequestContext, Status, TransferJob
-
-pytestmark = pytest.mark.virtual_time
 
 LAYOUT = small_layout()
 TIMEOUT = 10.0
@@ -72,6 +71,7 @@ async def eventually(holds: Callable[[], bool]) -> None:
         await asyncio.sleep(0.1)
 
 
+@pytest.mark.virtual_time
 async def test_a_load_that_hangs_is_abandoned_and_ends_when_its_call_returns(tmp_path: Path) -> None:
     slots, keys, disk = Slots(LAYOUT, 32), some_keys(LAYOUT, 8), disk_in_virtual_time()
     async with opened(tmp_path, slots, disk, threads=1) as tier:
@@ -93,6 +93,7 @@ async def test_a_load_that_hangs_is_abandoned_and_ends_when_its_call_returns(tmp
         assert [slots.hold(slot, key) for slot, key in enumerate(keys)] == [one is Status.DONE for one in done]
 
 
+@pytest.mark.virtual_time
 async def test_while_it_is_paused_it_answers_misses_and_takes_nothing(tmp_path: Path) -> None:
     slots, keys, disk = Slots(LAYOUT, 32), some_keys(LAYOUT, 8), disk_in_virtual_time()
     async with opened(tmp_path, slots, disk) as tier:
@@ -120,6 +121,7 @@ async def test_while_it_is_paused_it_answers_misses_and_takes_nothing(tmp_path: 
         assert slots.have(keys[:4])
 
 
+@pytest.mark.virtual_time
 async def test_jobs_that_wait_for_a_thread_are_broken_off(tmp_path: Path) -> None:
     slots, keys, disk = Slots(LAYOUT, 64), some_keys(LAYOUT, 24), disk_in_virtual_time()
     async with opened(tmp_path, slots, disk, threads=1) as tier:
@@ -135,6 +137,7 @@ async def test_jobs_that_wait_for_a_thread_are_broken_off(tmp_path: Path) -> Non
         await asyncio.wait(hanging)
 
 
+@pytest.mark.virtual_time
 async def test_other_threads_do_the_work_of_those_that_hang(tmp_path: Path) -> None:
     slots, keys, disk = Slots(LAYOUT, 64), some_keys(LAYOUT, 12), disk_in_virtual_time()
     async with opened(tmp_path, slots, disk, threads=1) as tier:
@@ -152,6 +155,7 @@ async def test_other_threads_do_the_work_of_those_that_hang(tmp_path: Path) -> N
         assert slots.have(keys)
 
 
+@pytest.mark.virtual_time
 async def test_a_second_store_of_a_block_does_not_wait_for_one_that_hangs(tmp_path: Path) -> None:
     slots, keys, disk = Slots(LAYOUT, 32), some_keys(LAYOUT, 3), disk_in_virtual_time()
     async with opened(tmp_path, slots, disk) as tier:
@@ -164,6 +168,7 @@ async def test_a_second_store_of_a_block_does_not_wait_for_one_that_hangs(tmp_pa
         assert (await first).success
 
 
+@pytest.mark.virtual_time
 async def test_closing_ends_and_says_what_it_left(tmp_path: Path) -> None:
     slots, keys, disk = Slots(LAYOUT, 32), some_keys(LAYOUT, 3), disk_in_virtual_time()
     async with opened(tmp_path, slots, disk) as tier:
@@ -218,6 +223,7 @@ async def stacked(root: Path, n_slots: int) -> AsyncIterator[Stack]:
         region.close()
 
 
+@pytest.mark.virtual_time
 async def test_who_waits_for_a_promotion_goes_on_and_its_slots_are_quarantined(tmp_path: Path) -> None:
     keys = [key for key in some_keys(LAYOUT, 24) if key[-1] == 0][:8]
     async with stacked(tmp_path, 8) as stack:
@@ -236,6 +242,7 @@ async def test_who_waits_for_a_promotion_goes_on_and_its_slots_are_quarantined(t
         assert await stack.load(keys[:4]) == 4
 
 
+@pytest.mark.virtual_time
 async def test_nobody_waits_for_room_that_a_call_that_hangs_will_not_give_back(tmp_path: Path) -> None:
     keys = [key for key in some_keys(LAYOUT, 60) if key[-1] == 0][:16]
     async with stacked(tmp_path, 4) as stack:
@@ -253,6 +260,7 @@ async def test_nobody_waits_for_room_that_a_call_that_hangs_will_not_give_back(t
         assert await stack.load(keys[4:8]) == 4
 
 
+@pytest.mark.virtual_time
 async def test_a_cascade_that_hangs_holds_up_nobody_and_its_blocks_stay_readable(tmp_path: Path) -> None:
     keys = [key for key in some_keys(LAYOUT, 24) if key[-1] == 0][:6]
     async with stacked(tmp_path, 8) as stack:
@@ -266,3 +274,19 @@ async def test_a_cascade_that_hangs_holds_up_nobody_and_its_blocks_stay_readable
         gate.open()
         await asyncio.sleep(TIMEOUT + PROBED)
         assert stack.tier.stats()["paused"] == 0
+
+
+async def test_a_loop_that_stood_still_does_not_take_its_threads_for_hanging(tmp_path: Path) -> None:
+    slots, keys, disk = Slots(LAYOUT, 8), some_keys(LAYOUT, 4), FaultyDisk()
+    async with FileSystemTierManager(
+        LAYOUT, slots.view, "fs", tmp_path, 2, 2, io_timeout=1.0, make_files=disk.make_files
+    ) as tier:
+        await tier.store(slots.store_job(keys))
+        disk.gates["read"].shut()
+        loading = asyncio.create_task(tier.load(slots.load_job(keys)))
+        await disk.gates["read"].reached()
+        time.sleep(2.0)  # noqa: ASYNC251 (the loop stands still)
+        await asyncio.sleep(0)
+        disk.recover()
+        assert (await loading).success
+        assert tier.stats()["hung_calls"] == 0
