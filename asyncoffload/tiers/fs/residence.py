@@ -82,9 +82,10 @@ class Residence:
             opening = self._opening
             await asyncio.wait([opening], timeout=self._timeout)
             if not opening.done():
+                what = f"opening {self._space.directory} has taken {self._timeout:g} seconds"
+                self._watch.call_hung(what)
                 raise TierUnavailable(
-                    f"tier {self._tier!r}: opening {self._space.directory} has taken {self._timeout:g} seconds "
-                    "and goes on: see whether its file system answers, then start again"
+                    f"tier {self._tier!r}: {what} and goes on: see whether its file system answers, then start again"
                 )
             if self._opening is opening:
                 self._opening = None

@@ -98,6 +98,8 @@ async def test_opening_says_that_nothing_answers_and_is_finished_later(file_syst
     tier = tier_on(file_system, slots)
     with pytest.raises(TierUnavailable, match="see whether its file system answers"):
         await tier.start()
+    assert tier.stats()["paused"] == 1, "who asks now need not wait as long again"
+    assert set(await tier.lookup(keys)) == {LookupResult.MISS}
     with pytest.raises(TierUnavailable, match="opens"):
         await tier.aclose(timeout=TIMEOUT)
     file_system.go_on()
