@@ -214,9 +214,14 @@ async def test_with_fsync_what_was_done_is_there(
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_without_it_blocks_may_be_lost_and_none_is_wrong(tmp_path: Path, seed: int) -> None:
-    found = await lose_power(tmp_path, seed, "none")
-    assert found.lost
-    assert Status.CORRUPT in found.statuses, "nothing was torn: the test shows nothing"
+    together = Found()
+    for number in range(10):  # what is lost is chance
+        found = await lose_power(tmp_path / str(number), seed + 2 * number, "none")
+        together.lost += found.lost
+        together.statuses |= found.statuses
+        if together.lost and Status.CORRUPT in together.statuses:
+            return
+    pytest.fail("nothing was lost, or nothing torn: the test shows nothing")
 
 
 @pytest.mark.slow
