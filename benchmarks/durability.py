@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from fs_sides import Memory, Ours, new_keys
-from fs_tier import MIB, Figure, in_jobs, quantile, spread
+from fs_tier import MIB, Figure, in_jobs, quantile, save, spread
 from raw_io import BareThreads, remove_tree, write_file
 
 from asyncoffload.tiers.fs.blockfile import BlockFiles
@@ -211,9 +209,7 @@ def main() -> None:
         bench.measure(MIB, 384 * MIB)
     finally:
         remove_tree(root)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump([asdict(figure) for figure in bench.figures], file, indent=2)
+    save(bench.figures, options.json)
 
 
 if __name__ == "__main__":

@@ -315,6 +315,13 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(values), quantile(values, 0.25), quantile(values, 0.75)
 
 
+def save(figures: Sequence[Figure], path: str | None) -> None:
+    """Write what was measured as JSON, if somebody wants it."""
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump([asdict(figure) for figure in figures], file, indent=2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", default=".", help="a directory on the disk under test")
@@ -344,9 +351,7 @@ def main() -> None:
             bench.lag_and_cpu()
     finally:
         remove_tree(root)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump([asdict(figure) for figure in bench.figures], file, indent=2)
+    save(bench.figures, options.json)
 
 
 if __name__ == "__main__":

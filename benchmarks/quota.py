@@ -16,11 +16,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from fs_sides import Job, Memory, Ours, Vllm, new_keys
-from fs_tier import JOB_BLOCKS, LATENCY_DEPTH, MIB, Figure, in_jobs, quantile, spread
+from fs_tier import JOB_BLOCKS, LATENCY_DEPTH, MIB, Figure, in_jobs, quantile, save, spread
 from raw_io import BareThreads, read_file, remove_tree, write_file
 
 from asyncoffload.core.layout import block_path, directory_name
@@ -371,9 +370,7 @@ def main() -> None:
             bench.many(options.blocks)
     finally:
         remove_tree(root)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump([asdict(figure) for figure in bench.figures], file, indent=2)
+    save(bench.figures, options.json)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ class OpRunner:
                 what = f"{len(broken)} of {len(op.keys)} blocks {broken[0].status.value}"
                 self._complain(op, f"{what}, the first: {broken[0].error}")
             for key, outcome in zip(op.keys, outcomes, strict=False):  # of a wrong number of them none counts
-                if reason := outcome.why or str(outcome.error or ""):
+                if not outcome.ok and (reason := outcome.why or str(outcome.error or "")):
                     op.reasons[key] = reason
             self._answer(op, call, [outcome.status for outcome in outcomes], abandoned=abandoned)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from typer.testing import CliRunner, Result
@@ -27,6 +29,12 @@ DEAD = "0123456789abcdef"
 def run(*arguments: str | Path) -> Result:
     """A command, in this process, as wide as tests like to read it."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+def run_json(*arguments: str | Path) -> tuple[int, Any]:
+    """The exit status of a command, and what it says as JSON."""
+    result = run(*arguments, "--json", "-")
+    return result.exit_code, json.loads(result.stdout)
 
 
 def words(result: Result) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,21 +19,16 @@ from asyncoffload.cli.health.speed import BLOCK_SIZES, THREAD_COUNTS, Speed
 from asyncoffload.config import FileSystemTierSettings
 from asyncoffload.tiers.fs.mounts import Mount
 from asyncoffload.tiers.fs.traits import DirectAlignment, Trait
-from tests.cli.real_root import keys_of, run, store, words
+from tests.cli.real_root import keys_of, run, run_json, store, words
 
 QUICK = ("--bytes", "8MiB", "--seconds", "0.1")
 MIB = 1 << 20
 
 
-def doctor_json(root: Path, *options: str) -> tuple[int, Any]:
-    result = run("doctor", root, "--json", "-", *options)
-    return result.exit_code, json.loads(result.stdout)
-
-
 def test_a_directory_is_looked_at_and_left_as_it_was(tmp_path: Path) -> None:
     store(tmp_path, keys_of(2))
     before = sorted(map(str, tmp_path.rglob("*")))
-    status, report = doctor_json(tmp_path, *QUICK)
+    status, report = run_json("doctor", tmp_path, *QUICK)
     assert status == 0
     assert sorted(map(str, tmp_path.rglob("*"))) == before
     assert set(report) == {"root", "level", "findings", "speeds", "thread_speeds", "good_block_bytes", "options"}
@@ -64,7 +57,7 @@ def test_a_directory_is_looked_at_and_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_what_it_recommends_is_accepted(tmp_path: Path) -> None:
-    _, report = doctor_json(tmp_path, *QUICK)
+    _, report = run_json("doctor", tmp_path, *QUICK)
     options = report["options"]
     assert isinstance(options, dict)
     settings = FileSystemTierSettings.parse(options)

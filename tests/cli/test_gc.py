@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,15 +27,11 @@ from tests.cli.real_root import (
     make_tier,
     path_of,
     run,
+    run_json,
     store,
     use,
     words,
 )
-
-
-def gc_json(root: Path, *options: str) -> tuple[int, Any]:
-    result = run("gc", root, *options, "--json", "-")
-    return result.exit_code, json.loads(result.stdout)
 
 
 def there(root: Path, keys: Sequence[OffloadKey], layout: KVLayout = LAYOUT) -> list[bool]:
@@ -67,7 +61,7 @@ def rubbish(tmp_path: Path) -> list[OffloadKey]:
 
 
 def test_rubbish_goes_and_nothing_else(tmp_path: Path, rubbish: list[OffloadKey]) -> None:
-    status, report = gc_json(tmp_path)
+    status, report = run_json("gc", tmp_path)
     assert status == 0
     assert set(report) == {
         "root",
@@ -109,9 +103,9 @@ def test_a_dry_run_says_the_same_and_does_nothing(tmp_path: Path, rubbish: list[
     used_in_order(tmp_path, rubbish)
     options = ("--quota", str(bytes_of(rubbish[6:])), "--older-than", "0.01")
     before = sorted(str(path) for path in tmp_path.rglob("*"))
-    dry_status, dry = gc_json(tmp_path, "--dry-run", *options)
+    dry_status, dry = run_json("gc", tmp_path, "--dry-run", *options)
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
-    status, real = gc_json(tmp_path, *options)
+    status, real = run_json("gc", tmp_path, *options)
     assert (dry_status, status) == (0, 0)
     assert dry["removed"] == real["removed"]
     assert "nothing was changed" in words(run("gc", tmp_path, "--dry-run"))
@@ -121,7 +115,7 @@ def test_down_to_a_size_the_oldest_first(tmp_path: Path) -> None:
     keys = keys_of(20)
     store(tmp_path, keys)
     used_in_order(tmp_path, keys)
-    status, report = gc_json(tmp_path, "--quota", str(bytes_of(keys[7:])))
+    status, report = run_json("gc", tmp_path, "--quota", str(bytes_of(keys[7:])))
     assert status == 0
     assert there(tmp_path, keys) == [False] * 7 + [True] * 13
     assert report["bytes_after"] == bytes_of(keys[7:])
@@ -133,7 +127,7 @@ def test_by_age(tmp_path: Path) -> None:
     store(tmp_path, keys)
     for key in keys[:2]:
         use(path_of(tmp_path, key), time.time() - 15 * 86400)
-    _, report = gc_json(tmp_path, "--older-than", "14")
+    _, report = run_json("gc", tmp_path, "--older-than", "14")
     assert there(tmp_path, keys) == [False, False, True, True, True, True]
     assert report["removed"]["older"] == {"files": 2, "bytes": bytes_of(keys[:2])}
 
@@ -165,7 +159,7 @@ async def test_the_account_of_those_who_use_the_root_stays_exact(tmp_path: Path)
         used_in_order(tmp_path, keys)
         living = leave_temporary(tmp_path, keys[0], owner=os.listdir(tmp_path / directory_name(LAYOUT) / "owners")[0])
         room = str(bytes_of(keys[10:]))
-        status, report = await asyncio.to_thread(gc_json, tmp_path, "--quota", room)
+        status, report = await asyncio.to_thread(run_json, "gc", tmp_path, "--quota", room)
         assert (status, report["bytes_after"]) == (0, bytes_of(keys[10:]))
         assert living.exists()
         assert tier.stats()["used_bytes"] == bytes_of(keys[10:])
@@ -208,12 +202,12 @@ def test_an_empty_layout_goes_once_it_is_quiet(tmp_path: Path) -> None:
     store(tmp_path, keys, OTHER)
     used_in_order(tmp_path, keys)
     directory = tmp_path / directory_name(LAYOUT)
-    _, report = gc_json(tmp_path, "--older-than", "0.001")
+    _, report = run_json("gc", tmp_path, "--older-than", "0.001")
     assert report["removed_layouts"] == []
     assert directory.exists()
     for path in (directory, directory / "owners"):
         use(path, time.time() - 120)
-    status, report = gc_json(tmp_path)
+    status, report = run_json("gc", tmp_path)
     assert (status, report["removed_layouts"]) == (0, [directory_name(LAYOUT)])
     assert not directory.exists()
     assert all(there(tmp_path, keys, OTHER))
@@ -225,7 +219,7 @@ async def test_an_empty_layout_that_is_used_stays(tmp_path: Path) -> None:
         directory = tmp_path / directory_name(LAYOUT)
         for path in (directory, directory / "owners"):
             use(path, time.time() - 120)
-        _, report = await asyncio.to_thread(gc_json, tmp_path)
+        _, report = await asyncio.to_thread(run_json, "gc", tmp_path)
         assert report["removed_layouts"] == []
         assert directory.exists()
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,15 +25,11 @@ from tests.cli.real_root import (
     make_tier,
     path_of,
     run,
+    run_json,
     store,
     use,
     words,
 )
-
-
-def inspect_json(root: Path, *arguments: str) -> tuple[int, Any]:
-    result = run("inspect", root, *arguments, "--json", "-")
-    return result.exit_code, json.loads(result.stdout)
 
 
 def test_a_root_of_two_layouts(tmp_path: Path) -> None:
@@ -49,7 +43,7 @@ def test_a_root_of_two_layouts(tmp_path: Path) -> None:
     leave_temporary(tmp_path, keys[3])
     (path_of(tmp_path, keys[0]).parent / "strange").write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")
-    status, report = inspect_json(tmp_path)
+    status, report = run_json("inspect", tmp_path)
     assert status == 0
     assert set(report) == {
         "root",
@@ -121,7 +115,7 @@ async def test_who_uses_it_now(tmp_path: Path) -> None:
         await tier.store(slots.store_job(keys))
         (owner,) = os.listdir(tmp_path / directory_name(LAYOUT) / "owners")
         leave_temporary(tmp_path, keys[0], owner=owner)
-        _, report = await asyncio.to_thread(inspect_json, tmp_path)
+        _, report = await asyncio.to_thread(run_json, "inspect", tmp_path)
         text = words(await asyncio.to_thread(run, "inspect", tmp_path))
     (ours,) = report["layouts"]
     owners = {each["name"]: each for each in ours["owners"]}
@@ -140,14 +134,14 @@ async def test_who_uses_it_now(tmp_path: Path) -> None:
         1,
     )
     assert f"process {os.getpid()} for" in text
-    _, after = await asyncio.to_thread(inspect_json, tmp_path)
+    _, after = await asyncio.to_thread(run_json, "inspect", tmp_path)
     assert after["account"] is None
 
 
 def test_who_died_without_leaving(tmp_path: Path) -> None:
     store(tmp_path, keys_of(1))
     (tmp_path / directory_name(LAYOUT) / "owners" / DEAD).write_text("pid 1\n")
-    _, report = inspect_json(tmp_path)
+    _, report = run_json("inspect", tmp_path)
     (owner,) = report["layouts"][0]["owners"]
     assert (owner["name"], owner["alive"], owner["pid"]) == (DEAD, False, 1)
     assert "nobody; 1 died without leaving" in words(run("inspect", tmp_path))
@@ -168,7 +162,7 @@ def test_a_block(tmp_path: Path, name: str) -> None:
     store(tmp_path, keys)
     key = keys[3]
     digits = {"key": key.hex(), "hash": block_hash_of(key).hex().upper(), "beginning": "0x" + key.hex()[:9]}[name]
-    status, report = inspect_json(tmp_path, digits)
+    status, report = run_json("inspect", tmp_path, digits)
     assert status == 0
     assert set(report) == {"root", "key", "served", "looked_in", "files", "left"}
     assert report["served"] is True
@@ -209,7 +203,7 @@ def test_a_block_that_lies_in_two_layouts_and_is_being_written_in_one(tmp_path: 
     store(tmp_path, keys)
     store(tmp_path, keys, OTHER)
     leave_temporary(tmp_path, keys[0])
-    _, report = inspect_json(tmp_path, keys[0].hex())
+    _, report = run_json("inspect", tmp_path, keys[0].hex())
     assert sorted((file["directory"], file["kind"]) for file in report["files"]) == sorted(
         [
             (directory_name(LAYOUT), "block"),

@@ -14,12 +14,24 @@ from asyncoffload.keys import OffloadKey, block_hash_of, group_of
 from asyncoffload.testing.slots import Slots
 from asyncoffload.tiers.fs.departures import DEPARTURES, OLDER_DEPARTURES, Departures
 from asyncoffload.types import Fate
-from tests.cli.real_root import LAYOUT, OTHER, bytes_of, flip, keys_of, make_tier, path_of, run, store, use, words
-from tests.cli.test_inspect import inspect_json
+from tests.cli.real_root import (
+    LAYOUT,
+    OTHER,
+    bytes_of,
+    flip,
+    keys_of,
+    make_tier,
+    path_of,
+    run,
+    run_json,
+    store,
+    use,
+    words,
+)
 
 
 def told(root: Path, key: OffloadKey) -> list[tuple[str, str]]:
-    _, report = inspect_json(root, key.hex())
+    _, report = run_json("inspect", root, key.hex())
     return [(one["what"], one["why"]) for one in report["left"]]
 
 
@@ -46,7 +58,7 @@ async def test_evicted(tmp_path: Path) -> None:
     keys = [key for key in keys_of(60) if group_of(key) == 0]
     gone = await evict(tmp_path, keys)
     assert gone
-    _, report = await asyncio.to_thread(inspect_json, tmp_path, gone[0].hex())
+    _, report = await asyncio.to_thread(run_json, "inspect", tmp_path, gone[0].hex())
     assert report["served"] is False
     assert report["files"] == []
     (left,) = report["left"]
@@ -60,7 +72,7 @@ async def test_evicted(tmp_path: Path) -> None:
     text = words(await asyncio.to_thread(run, "inspect", tmp_path, gone[0].hex()))
     assert "nowhere: a load of it is a miss" in text
     assert "evicted, for the sake of" in text
-    _, report = await asyncio.to_thread(inspect_json, tmp_path)
+    _, report = await asyncio.to_thread(run_json, "inspect", tmp_path)
     counted = {(one["what"], one["why"]): one["blocks"] for one in report["left_in_last_hour"]}
     assert sum(counted.values()) == len(gone)
     assert {what for what, _ in counted} == {"evicted"}
@@ -119,7 +131,7 @@ def test_a_block_that_came_back(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "verified good" in words(result)
     assert "2 hours ago: evicted, for the sake of the quota" in words(result)
-    _, report = inspect_json(tmp_path)
+    _, report = run_json("inspect", tmp_path)
     assert report["left_in_last_hour"] == []
 
 
@@ -127,7 +139,7 @@ def test_the_same_hash_in_another_layout(tmp_path: Path) -> None:
     keys = keys_of(1)
     store(tmp_path, keys, OTHER)
     leave(tmp_path, keys[0], Fate.EVICTED, "min_free", 100)
-    _, report = inspect_json(tmp_path, keys[0].hex())
+    _, report = run_json("inspect", tmp_path, keys[0].hex())
     assert [file["directory"] for file in report["files"]] == [directory_name(OTHER)]
     assert [one["directory"] for one in report["left"]] == [directory_name(LAYOUT)]
 
@@ -139,7 +151,7 @@ def test_names_of_a_block(tmp_path: Path, name: str) -> None:
     for key in keys:
         leave(tmp_path, key, Fate.EVICTED, "quota")
     digits = {"key": keys[0].hex(), "hash": block_hash_of(keys[0]).hex(), "beginning": keys[0].hex()[:9]}[name]
-    _, report = inspect_json(tmp_path, digits)
+    _, report = run_json("inspect", tmp_path, digits)
     assert [one["block_hash"] for one in report["left"]] == [block_hash_of(keys[0]).hex()]
 
 
@@ -159,7 +171,7 @@ def test_many_departures_of_one_block(tmp_path: Path) -> None:
 
 
 def everything(root: Path, *arguments: str) -> list[Any]:
-    status, report = inspect_json(root, *arguments)
+    status, report = run_json("inspect", root, *arguments)
     return [status, report["strange"] if not arguments else report["left"]]
 
 

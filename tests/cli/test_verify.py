@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,19 +21,27 @@ from asyncoffload.testing.slots import Slots
 from asyncoffload.tiers.fs.checking import State
 from asyncoffload.tiers.fs.survey import layout_directories
 from asyncoffload.types import Status
-from tests.cli.real_root import LAYOUT, OTHER, bytes_of, cut, flip, keys_of, make_tier, path_of, run, store, words
-
-
-def verify_json(root: Path, *options: str) -> tuple[int, Any]:
-    result = run("verify", root, "--json", "-", *options)
-    return result.exit_code, json.loads(result.stdout)
+from tests.cli.real_root import (
+    LAYOUT,
+    OTHER,
+    bytes_of,
+    cut,
+    flip,
+    keys_of,
+    make_tier,
+    path_of,
+    run,
+    run_json,
+    store,
+    words,
+)
 
 
 def test_a_good_root(tmp_path: Path) -> None:
     keys, others = keys_of(20), keys_of(7, OTHER)
     store(tmp_path, keys)
     store(tmp_path, others, OTHER)
-    status, report = verify_json(tmp_path)
+    status, report = run_json("verify", tmp_path)
     assert status == 0
     assert set(report) == {"root", "seconds", "interrupted", "blocks", "bytes", "layouts", "bad"}
     assert report["blocks"] == 27
@@ -68,7 +75,7 @@ def test_it_says_what_a_load_says(tmp_path: Path) -> None:
     cut(path_of(tmp_path, keys[4]), 5000)
     cut(path_of(tmp_path, keys[5]), 0)
     shutil.copy(path_of(tmp_path, keys[6]), path_of(tmp_path, keys[8]))
-    status, report = verify_json(tmp_path)
+    status, report = run_json("verify", tmp_path)
     assert status == 1
     bad = {each["key"]: each for each in report["bad"]}
     assert set(bad) == {keys[n].hex() for n in (0, 1, 2, 3, 4, 5, 8)}
@@ -88,12 +95,12 @@ def test_quarantine_sets_aside_what_is_bad_and_nothing_else(tmp_path: Path) -> N
     store(tmp_path, keys)
     flip(path_of(tmp_path, keys[0]), 4096)
     cut(path_of(tmp_path, keys[1]), 100)
-    status, report = verify_json(tmp_path, "--quarantine")
+    status, report = run_json("verify", tmp_path, "--quarantine")
     assert status == 1
     assert [each["quarantined"] for each in report["bad"]] == [True, True]
     assert [path_of(tmp_path, key).exists() for key in keys] == [False, False, True, True, True, True]
     assert path_of(tmp_path, keys[0]).with_suffix(".bin.bad").exists()
-    assert verify_json(tmp_path)[0] == 0
+    assert run_json("verify", tmp_path)[0] == 0
 
 
 async def test_beside_a_tier_that_uses_the_root(tmp_path: Path) -> None:
@@ -126,12 +133,12 @@ def test_a_block_without_config_is_checked_by_its_own_header(tmp_path: Path) -> 
     keys = keys_of(6)
     store(tmp_path, keys)
     os.unlink(tmp_path / directory_name(LAYOUT) / "config.json")
-    assert verify_json(tmp_path)[0] == 0
+    assert run_json("verify", tmp_path)[0] == 0
     flip(path_of(tmp_path, keys[0]), 3)
     cut(path_of(tmp_path, keys[1]), 4096)
     cut(path_of(tmp_path, keys[2]), 10)
     flip(path_of(tmp_path, keys[3]), 4097)
-    status, report = verify_json(tmp_path, "--quarantine")
+    status, report = run_json("verify", tmp_path, "--quarantine")
     assert status == 1
     by_key = {each["key"]: each for each in report["bad"]}
     assert set(by_key) == {key.hex() for key in keys[:4]}
@@ -172,7 +179,7 @@ def test_foreign_files_and_directories_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / ("0" * 32 + "_r00")).mkdir()
     (path_of(tmp_path, keys[0]).parent / "strange").write_text("mine")
     (path_of(tmp_path, keys[0]).parent / f"{'ab' * 16}.bin").mkdir()
-    status, report = verify_json(tmp_path)
+    status, report = run_json("verify", tmp_path)
     assert (status, report["blocks"]) == (0, 2)
 
 

@@ -73,12 +73,11 @@ class Watch:
 
     def refusal(self, key: OffloadKey) -> KeyOutcome:
         """What becomes of a block that is to be loaded meanwhile."""
-        text = f"the file system did not answer within {self._timeout:g} seconds" if self._timeout else "it hangs"
-        return KeyOutcome(Status.TIMED_OUT, TransferTimeout(text, tier=self._tier, failed_keys=(key,)))
+        return self._timed_out("answer", key)
 
-    def _unsynced(self) -> KeyOutcome:
-        text = f"the file system did not sync within {self._timeout:g} seconds"
-        return KeyOutcome(Status.TIMED_OUT, TransferTimeout(text, tier=self._tier))
+    def _timed_out(self, what: str, *keys: OffloadKey) -> KeyOutcome:
+        text = f"the file system did not {what} within {self._timeout:g} seconds"
+        return KeyOutcome(Status.TIMED_OUT, TransferTimeout(text, tier=self._tier, failed_keys=keys))
 
     def look_after(self) -> None:
         """A job has begun."""
@@ -121,7 +120,7 @@ class Watch:
     def _give_up_what_hangs(self, timeout: float) -> None:
         for key in self._jobs.abandon_hanging(timeout, self.refusal):
             self.call_hung(f"block {key.hex()} has not been moved within {timeout:g} seconds")
-        if self._syncs is not None and self._syncs.give_up(timeout, self._unsynced()):
+        if self._syncs is not None and self._syncs.give_up(timeout, self._timed_out("sync")):
             self.call_hung(f"stored blocks have not been synced within {timeout:g} seconds")
 
     async def _probe_until_it_answers(self) -> None:
