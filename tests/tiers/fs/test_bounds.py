@@ -125,7 +125,8 @@ async def test_of_one_batch_the_tail_goes_first(tmp_path: Path) -> None:
 
 async def test_the_tail_of_a_prompt_that_came_in_several_batches_goes_first(tmp_path: Path) -> None:
     slots, keys = Slots(LAYOUT, 16), some_keys(LAYOUT, 16)
-    async with make_tier(tmp_path, slots, 16 * BLOCK) as tier:
+    moment = 1_000_000_000_000_000_000
+    async with make_tier(tmp_path, slots, 16 * BLOCK, now=lambda: moment) as tier:
         for first in (8, 0, 12, 4):
             job = slots.store_job(keys[first : first + 4])
             job.depths = range(first, first + 4)
