@@ -215,7 +215,7 @@ async def test_with_fsync_what_was_done_is_there(
 @pytest.mark.parametrize("seed", range(2))
 async def test_without_it_blocks_may_be_lost_and_none_is_wrong(tmp_path: Path, seed: int) -> None:
     together = Found()
-    for number in range(10):  # what is lost is chance
+    for number in range(60):  # what is lost is chance
         found = await lose_power(tmp_path / str(number), seed + 2 * number, "none")
         together.lost += found.lost
         together.statuses |= found.statuses
@@ -270,7 +270,7 @@ async def test_a_sync_that_was_forgotten_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: list[str], whole: bool
 ) -> None:
     monkeypatch.setattr(syncing, "FEWEST", 1)  # how many blocks are synced together is chance
-    for seed in range(1, 20, 2):
+    for seed in range(1, 120, 2):
         if (await lose_power(tmp_path / str(seed), seed, "fsync", 1, lies=forgotten, whole=whole)).lost:
             return
     pytest.fail("nothing was lost")
@@ -278,7 +278,7 @@ async def test_a_sync_that_was_forgotten_is_noticed(
 
 @pytest.mark.loops("asyncio")
 async def test_a_name_that_came_too_early_is_noticed(tmp_path: Path) -> None:
-    for seed in range(0, 20, 2):
+    for seed in range(0, 120, 2):
         found = await lose_power(tmp_path / str(seed), seed, "fsync", power=NamesFirst, whole=False)
         if Status.CORRUPT in found.statuses:
             return
