@@ -55,6 +55,16 @@ def scoped(namespace: str | bytes, key: OffloadKey) -> OffloadKey:
     return OffloadKey(fold.digest() + key[-GROUP_BYTES:])
 
 
+def keys_within(namespace: str, keys: Sequence[OffloadKey]) -> Sequence[OffloadKey]:
+    """The keys, checked, with a namespace folded in.
+
+    Raises:
+        InvalidArgument: keys are malformed.
+    """
+    keys = checked_keys(keys)
+    return [scoped(namespace, key) for key in keys] if namespace else keys
+
+
 def checked_keys(keys: Iterable[bytes]) -> Sequence[OffloadKey]:
     """The keys as a sequence, after making sure that each is a key and none appears twice.
 

@@ -17,10 +17,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from asyncoffload.cli.bench_device_command import ALL_MEASURED, NOT_ALL_MEASURED
 from asyncoffload.cli.device_bench.figures import DeviceReport, Section
 from asyncoffload.cli.device_bench.running import MEASUREMENTS, Measurement
 from asyncoffload.cli.device_bench.table import markdown_of
+from asyncoffload.cli.results import ALL_WELL, SOMETHING_WRONG
 
 COMMAND = (sys.executable, "-X", "faulthandler", "-c", "from asyncoffload.cli import main; main()", "bench", "device")
 
@@ -39,7 +39,7 @@ def measured(measurement: Measurement, options: argparse.Namespace) -> DeviceRep
             report = DeviceReport.from_json(json.loads(figures.read_text()))
         else:
             report = DeviceReport({}, (Section(measurement.key, measurement.title, error="not begun"),))
-        if process.returncode in (ALL_MEASURED, NOT_ALL_MEASURED):
+        if process.returncode in (ALL_WELL, SOMETHING_WRONG):
             return report
         print(complaints.read_text()[-4000:], file=sys.stderr)
         sections = (replace(section, error=f"{section.error}; {ended}") for section in report.sections)

@@ -13,8 +13,9 @@ from typing import Any
 
 from fs_sides import Memory, Ours, new_keys
 from fs_tier import MIB, Figure, in_jobs, quantile, save, spread
-from raw_io import BareThreads, remove_tree, write_file
+from raw_io import remove_tree, write_file
 
+from asyncoffload.cli.fs_bench.raw import BareThreads
 from asyncoffload.tiers.fs.blockfile import BlockFiles
 from asyncoffload.tiers.fs.format import BlockFormat
 from asyncoffload.tiers.fs.manager import FileSystemTierManager

@@ -19,9 +19,9 @@ from unittest import mock
 
 import numpy as np
 from fs_sides import Job, Memory, Ours, Vllm, new_keys
-from raw_io import BareThreads, check_and_write, read_and_check, read_file, remove_tree, write_file
+from raw_io import check_and_write, read_and_check, read_file, remove_tree, write_file
 
-from asyncoffload.cli.fs_bench.raw import Move
+from asyncoffload.cli.fs_bench.raw import BareThreads, Move
 from asyncoffload.tiers.fs import blockfile
 
 DESCRIPTION = """\
@@ -260,8 +260,8 @@ class Bench:
         directory = os.path.join(self.root, "raw")
         paths, slots = ours.paths(directory, keys), ours.memory.slots(range(len(keys)))
         try:
-            wrote = BareThreads(n_write, moves[0], paths, slots).join()
-            return wrote, BareThreads(n_read, moves[1], paths, slots).join()
+            wrote = BareThreads(n_write, moves[0], paths, slots).join().seconds
+            return wrote, BareThreads(n_read, moves[1], paths, slots).join().seconds
         finally:
             remove_tree(directory)
 
@@ -298,6 +298,7 @@ async def beside(n_threads: int, move: Move, paths: Sequence[str], slots: Sequen
     threads = BareThreads(n_threads, move, paths, slots)
     while threads.running:  # noqa: ASYNC110 (an event would need a thread's help, which is what is measured)
         await asyncio.sleep(0.01)
+    threads.join()
 
 
 def in_jobs(keys: Sequence[Any], slots: Sequence[int]) -> list[Job]:

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from fs_sides import Job, Memory, Ours, Vllm, new_keys
 from fs_tier import JOB_BLOCKS, LATENCY_DEPTH, MIB, Figure, in_jobs, quantile, save, spread
-from raw_io import BareThreads, read_file, remove_tree, write_file
+from raw_io import read_file, remove_tree, write_file
 
+from asyncoffload.cli.fs_bench.raw import BareThreads
 from asyncoffload.core.layout import block_path, directory_name
 from asyncoffload.keys import OffloadKey, make_key
 from asyncoffload.tiers.fs.format import file_bytes
@@ -298,9 +299,9 @@ class Bench:
         directory = os.path.join(self.root, "raw")
         paths, slots = side.paths(directory, keys), side.memory.slots(range(len(keys)))
         BareThreads(8, write_file, paths, slots).join()
-        seconds = BareThreads(8, read_file, paths, slots).join()
+        read = BareThreads(8, read_file, paths, slots).join()
         remove_tree(directory)
-        return len(keys) * MIB / seconds
+        return read.bytes_per_second
 
 
 def bytes_below(root: str) -> int:

@@ -13,6 +13,7 @@ from asyncoffload.cli import operating
 from asyncoffload.cli.arguments import output as _output
 from asyncoffload.cli.arguments import size as _size
 from asyncoffload.cli.arguments import threads as _threads
+from asyncoffload.cli.operating import DirectIO
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -58,14 +59,6 @@ class DirtyVictimsChoice(StrEnum):
 
     DROP = "drop"
     REFUSE = "refuse"
-
-
-class DirectIO(StrEnum):
-    """Whether the file system tier passes by the page cache."""
-
-    AUTO = "auto"
-    ON = "on"
-    OFF = "off"
 
 
 def _show_version(wanted: bool) -> None:
@@ -185,7 +178,7 @@ def replay(
     ] = LoopChoice.UVLOOP,
     json: Annotated[
         Path | None,
-        typer.Option(callback=_output, dir_okay=False, rich_help_panel=_RUN, help="Write all figures to this file."),
+        typer.Option(callback=_output, dir_okay=False, rich_help_panel=_RUN, help=operating.JSON_HELP),
     ] = None,
     plot: Annotated[
         Path | None,
@@ -272,7 +265,9 @@ def bench_device(
     json: Annotated[
         Path | None,
         typer.Option(
-            callback=_output, dir_okay=False, help="Write all figures to this file, anew after each measurement."
+            callback=_output,
+            dir_okay=False,
+            help=f"{operating.JSON_HELP} A file is written anew after each measurement.",
         ),
     ] = None,
     plot: Annotated[

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from asyncoffload.cli.device_bench.cpu_side import CPUSide
 from asyncoffload.cli.device_bench.effort import effort_for
@@ -20,10 +16,9 @@ from asyncoffload.cli.device_bench.figures import DeviceReport, Section
 from asyncoffload.cli.device_bench.running import MEASUREMENTS, Measurement, run_measurement
 from asyncoffload.cli.device_bench.side import Side
 from asyncoffload.cli.device_bench.table import table_of
+from asyncoffload.cli.results import ALL_WELL, INTERRUPTED, SOMETHING_WRONG, STDOUT, ended, progress, show, written
 from asyncoffload.cli.still_heap import still_heap
-from asyncoffload.errors import InternalError, InvalidArgument, OffloadError
-
-ALL_MEASURED, NOT_ALL_MEASURED, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
+from asyncoffload.errors import InvalidArgument
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,17 +34,15 @@ class BenchDeviceCommand:
 
     def run(self) -> int:
         """Measure, print the table, write the files; the result is the exit status of the process."""
-        complaints = Console(stderr=True)
+        return ended(self._run)
+
+    def _run(self) -> int:
+        wanted = self._wanted()
+        side = open_side(self.device, copy_threads=self.copy_threads)
         try:
-            wanted = self._wanted()
-            side = open_side(self.device, copy_threads=self.copy_threads)
-            try:
-                return self._measure(side, wanted)
-            finally:
-                side.close()
-        except (OffloadError, InternalError) as error:
-            complaints.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return COULD_NOT_RUN
+            return self._measure(side, wanted)
+        finally:
+            side.close()
 
     def _wanted(self) -> Sequence[Measurement]:
         known = {measurement.key: measurement for measurement in MEASUREMENTS}
@@ -62,12 +55,11 @@ class BenchDeviceCommand:
         sections: list[Section] = []
         machine = {**side.facts(), "gc": "frozen after start"}
         interrupted = False
-        with still_heap(), _progress(len(wanted)) as bar:
-            task = bar.task_ids[0]
+        with still_heap(), progress(len(wanted), "measuring") as advance:
 
             def done(section: Section) -> None:
                 sections.append(section)
-                bar.advance(task)
+                advance()
                 self._write_json(DeviceReport(machine, tuple(sections)))
 
             def so_far(section: Section) -> None:
@@ -76,29 +68,27 @@ class BenchDeviceCommand:
             try:
                 effort = effort_for(side.kind, quick=self.quick)
                 for measurement in wanted:
-                    bar.update(task, description=measurement.title)
+                    advance(measurement.title, 0)
                     run_measurement(side, effort, measurement, done, so_far)
             except KeyboardInterrupt:
                 interrupted = True
         report = DeviceReport(machine, tuple(sections))
-        Console().print(table_of(report))
+        show(report.as_json(), lambda: table_of(report), self.json)
         if self.plot is not None:
             from asyncoffload.cli.device_bench.plot import save_plot
 
             save_plot(self.plot, report)
         if interrupted:
             return INTERRUPTED
-        return NOT_ALL_MEASURED if any(section.error for section in sections) else ALL_MEASURED
+        return SOMETHING_WRONG if any(section.error for section in sections) else ALL_WELL
 
     def _write_json(self, report: DeviceReport) -> None:
-        if self.json is None:
+        if self.json is None or self.json == STDOUT:
             return
         unfinished = self.json.with_name(f"{self.json.name}.{os.getpid()}.tmp")
-        try:
+        with written(self.json, "figures"):
             unfinished.write_text(json.dumps(report.as_json(), indent=2) + "\n")
             unfinished.replace(self.json)
-        except OSError as error:
-            raise InvalidArgument(f"{self.json}: the figures cannot be written: {error}") from error
 
 
 def open_side(device: str, *, copy_threads: int) -> Side:
@@ -120,11 +110,3 @@ def open_side(device: str, *, copy_threads: int) -> Side:
     from asyncoffload.cli.device_bench.cuda_side import CudaSide
 
     return CudaSide(TorchBoard())
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Progress]:
-    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as bar:
-        bar.add_task("", total=total)
-        yield bar

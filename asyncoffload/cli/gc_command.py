@@ -95,8 +95,8 @@ class GCCommand:
         would = "would be removed" if self.dry_run else "removed"
         table.add_row("root", escape(str(self.root)))
         table.add_row("before", f"{size_text(collection.nbytes)} in {len(collection.layouts)} layouts")
-        for name, files in _reasons(removed):
-            table.add_row(name, f"{_sum_text(files)} {would}" if files.files else "none")
+        for reason, files in removed.by_reason.items():
+            table.add_row(reason.replace("_", " "), f"{_sum_text(files)} {would}" if files.files else "none")
         for name in gone:
             table.add_row("layout", f"{name} {would}: nothing is left in it, and nobody uses it")
         table.add_row("after", size_text(after))
@@ -118,20 +118,9 @@ def _give_to_owner_of(directory: str, path: str) -> None:
 def _planned(layouts: Sequence[LayoutPlan]) -> Removal:
     total = Removal()
     for layout in layouts:
-        for (_, to), (_, files) in zip(_reasons(total), _reasons(layout.removal), strict=True):
-            to.files += files.files
-            to.nbytes += files.nbytes
-            to.disk_bytes += files.disk_bytes
+        for reason, files in layout.removal.by_reason.items():
+            total.by_reason[reason].include(files)
     return total
-
-
-def _reasons(removal: Removal) -> list[tuple[str, Sum]]:
-    return [
-        ("leftovers", removal.leftovers),
-        ("quarantined", removal.quarantined),
-        ("too old", removal.old),
-        ("over quota", removal.over_quota),
-    ]
 
 
 def _sum_text(files: Sum) -> str:
@@ -139,10 +128,4 @@ def _sum_text(files: Sum) -> str:
 
 
 def _removal_figures(removal: Removal) -> dict[str, dict[str, int]]:
-    named = {
-        "leftovers": removal.leftovers,
-        "quarantined": removal.quarantined,
-        "older": removal.old,
-        "over_quota": removal.over_quota,
-    }
-    return {name: {"files": files.files, "bytes": files.nbytes} for name, files in named.items()}
+    return {name: {"files": files.files, "bytes": files.nbytes} for name, files in removal.by_reason.items()}

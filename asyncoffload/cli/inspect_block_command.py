@@ -11,15 +11,15 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.markup import escape
 
-from asyncoffload.cli.results import ALL_WELL, SOMETHING_WRONG, age_text, ended, facts, show, size_text
+from asyncoffload.cli.results import ALL_WELL, SOMETHING_WRONG, ended, facts, show, size_text
 from asyncoffload.cli.verifying import CheckedLayout, open_layout
-from asyncoffload.core.verdict import cause
+from asyncoffload.core.verdict import cause, span
 from asyncoffload.keys import block_hash_of, group_of
 from asyncoffload.tiers.fs.checking import BlockChecker, State, Verdict, header_of
 from asyncoffload.tiers.fs.departures import Departure
 from asyncoffload.tiers.fs.finding import Place, departures_named, places_of
 from asyncoffload.tiers.fs.format import Header
-from asyncoffload.tiers.fs.survey import Kind, layout_directories, owners_of
+from asyncoffload.tiers.fs.survey import Kind, layout_directories, living_owners
 from asyncoffload.types import Fate
 
 _SHOWN = 10
@@ -86,7 +86,7 @@ def _inspected(place: Place, layout: CheckedLayout) -> InspectedFile:
     with suppress(OSError):
         header = header_of(file.path)
     verdict = BlockChecker(place.directory, layout.layout).check(file.path, place.key)
-    alive = any(owner.alive for owner in owners_of(place.directory) if owner.name == file.owner)
+    alive = file.owner in living_owners(place.directory)
     return InspectedFile(place, layout, header, verdict, alive)
 
 
@@ -100,7 +100,7 @@ def _table(inspected: InspectedFile, now: float) -> RenderableType:
     table.add_row("file", escape(file.path))
     table.add_row("is", _meaning(inspected))
     table.add_row("size", f"{size_text(file.nbytes)}, {size_text(file.disk_bytes)} on disk")
-    table.add_row("last used", f"{age_text(now - file.modified)} ago")
+    table.add_row("last used", f"{span(now - file.modified)} ago")
     if inspected.header is not None:
         header = inspected.header
         text = f"version {header.version}, rank {header.rank}, fingerprint {header.fingerprint.hex()}, "
@@ -117,7 +117,7 @@ def _history(left: Sequence[Departure], now: float) -> RenderableType:
     table = facts()
     for departure in left[-_SHOWN:]:
         when = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(departure.when))}, "
-        when += f"{age_text(now - departure.when)} ago"
+        when += f"{span(now - departure.when)} ago"
         key = f"{block_hash_of(departure.key).hex()}, group {group_of(departure.key)}"
         table.add_row("left", f"{when}: {_reason(departure)}")
         table.add_row("", escape(f"{key}, {size_text(departure.nbytes)}, {departure.directory}"))

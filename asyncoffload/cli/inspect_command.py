@@ -14,8 +14,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.markup import escape
 
-from asyncoffload.cli.results import ALL_WELL, age_text, ended, facts, progress, show, size_text
+from asyncoffload.cli.results import ALL_WELL, ended, facts, progress, show, size_text
 from asyncoffload.core.layout import describe
+from asyncoffload.core.verdict import span
 from asyncoffload.errors import ConfigError
 from asyncoffload.tiers.fs.departures import departures_since
 from asyncoffload.tiers.fs.stored_layout import read_stored_layout
@@ -192,11 +193,11 @@ def _pages_text(page_bytes: Sequence[int]) -> str:
 
 
 def _age_names() -> list[str]:
-    return [*(f"used in {age_text(bound) if bound > 60 else '60 seconds'}" for bound in AGES), "older"]
+    return [*(f"used in {span(bound)}" for bound in AGES), "older"]
 
 
 def _owners_text(owners: Sequence[SeenOwner], now: float) -> str:
-    alive = [f"process {owner.pid} for {age_text(now - owner.since)}" for owner in owners if owner.alive]
+    alive = [f"process {owner.pid} for {span(now - owner.since)}" for owner in owners if owner.alive]
     dead = sum(not owner.alive for owner in owners)
     text = ", ".join(alive) or "nobody"
     return f"{text}; {dead} died without leaving" if dead else text

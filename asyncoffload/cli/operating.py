@@ -19,6 +19,8 @@ class DirectIO(StrEnum):
     OFF = "off"
 
 
+JSON_HELP = "Write all figures to this file; `-` prints them instead of the table."
+
 _Root = Annotated[
     Path,
     typer.Argument(
@@ -35,7 +37,7 @@ _JSON = Annotated[
         callback=output,
         dir_okay=False,
         allow_dash=True,
-        help="Write all figures to this file; `-` prints them instead of the table.",
+        help=JSON_HELP,
     ),
 ]
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from asyncoffload.cli.report import COMPUTED, Report, Served
-from asyncoffload.errors import InvalidArgument
+from asyncoffload.cli.results import written
 
 _SLICES = 60
 _COLOURS = ("#2f6f9f", "#e08e45", "#6a9f58", "#9f5f8f", "#c9b458")
@@ -28,10 +28,8 @@ def save_plot(path: Path, report: Report, served: Sequence[Served]) -> None:
     _hits_over_time(over_time, report, served)
     _load_latency(latency, served)
     figure.suptitle(f"{report.served:,} requests, {report.blocks:,} blocks in {report.seconds:.1f} s")
-    try:
+    with written(path, "plot"):
         figure.savefig(path, dpi=120, format="png")
-    except OSError as error:
-        raise InvalidArgument(f"{path}: the plot cannot be written: {error}") from error
 
 
 def _hits_over_time(axes: Axes, report: Report, served: Sequence[Served]) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,20 +13,19 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from asyncoffload.cli.generated import generated_traffic
 from asyncoffload.cli.replay import Replay, ReplayOptions
 from asyncoffload.cli.report import Report
+from asyncoffload.cli.results import ALL_WELL, COULD_NOT_RUN, INTERRUPTED, SOMETHING_WRONG, progress, show
 from asyncoffload.cli.still_heap import still_heap
 from asyncoffload.cli.table import table_of
 from asyncoffload.cli.traffic import TOKENS_PER_BLOCK, Request, read_trace
 from asyncoffload.config import OffloaderSettings
-from asyncoffload.errors import InternalError, InvalidArgument, OffloadError
+from asyncoffload.errors import InternalError, OffloadError
 from asyncoffload.offloader import Offloader
 
 GENERATED_REQUESTS = 1200
-EVERY_BYTE_RIGHT, WRONG_BYTES, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +70,9 @@ class ReplayCommand:
                 interrupted = self._play(replay)
                 report = replay.report(self._set_up())
                 self._show(report, replay)
-            status = INTERRUPTED if interrupted else EVERY_BYTE_RIGHT
+            status = INTERRUPTED if interrupted else ALL_WELL
             if report.wrong_bytes:
-                status = WRONG_BYTES
+                status = SOMETHING_WRONG
         except* (OffloadError, InternalError) as group:
             for message in dict.fromkeys(str(error) for error in _leaves(group)):
                 complaints.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
@@ -119,9 +117,13 @@ class ReplayCommand:
     def _play(self, replay: Replay) -> bool:
         """Run the replay on its loop; whether it was interrupted."""
         factory = uvloop.new_event_loop if self.loop == "uvloop" else asyncio.SelectorEventLoop
-        with still_heap(), _progress(len(replay.requests)) as bar, asyncio.Runner(loop_factory=factory) as runner:
+        with (
+            still_heap(),
+            progress(len(replay.requests), "replaying") as advance,
+            asyncio.Runner(loop_factory=factory) as runner,
+        ):
             try:
-                runner.run(replay.run(lambda: bar.advance(bar.task_ids[0]), self._observing))
+                runner.run(replay.run(advance, self._observing))
             except KeyboardInterrupt:
                 return True
         return False
@@ -152,12 +154,7 @@ class ReplayCommand:
         }
 
     def _show(self, report: Report, replay: Replay) -> None:
-        Console().print(table_of(report))
-        if self.json is not None:
-            try:
-                self.json.write_text(json.dumps(asdict(report), indent=2) + "\n")
-            except OSError as error:
-                raise InvalidArgument(f"{self.json}: the figures cannot be written: {error}") from error
+        show(asdict(report), lambda: table_of(report), self.json)
         if self.plot is not None:
             from asyncoffload.cli.plot import save_plot
 
@@ -170,11 +167,3 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield from _leaves(error)
         else:
             yield error
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Progress]:
-    columns = TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
-        bar.add_task("replaying", total=total)
-        yield bar

@@ -1,4 +1,4 @@
-"""What the commands about directories have in common: how they end, show what they found, and how far they are."""
+"""What the commands have in common: how they end, show what they found, and how far they are."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.table import Table
 from asyncoffload.errors import InternalError, InvalidArgument, OffloadError
 
 ALL_WELL, SOMETHING_WRONG, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
+STDOUT = Path("-")
 
 
 def ended(work: Callable[[], int]) -> int:
@@ -37,21 +38,32 @@ def ended(work: Callable[[], int]) -> int:
 
 
 def show(figures: Mapping[str, object], table: Callable[[], RenderableType], path: Path | None) -> None:
-    """Print the table, and write the figures as JSON; to ``-`` means to print them instead of the table.
+    """Print the table, and write the figures as JSON; to :data:`STDOUT` means to print them instead of the table.
 
     Raises:
         InvalidArgument: the file cannot be written.
     """
     text = json.dumps(figures, indent=2) + "\n"
-    if path == Path("-"):
+    if path == STDOUT:
         sys.stdout.write(text)
         return
     Console().print(table())
     if path is not None:
-        try:
+        with written(path, "figures"):
             path.write_text(text)
-        except OSError as error:
-            raise InvalidArgument(f"{path}: the figures cannot be written: {error}") from error
+
+
+@contextmanager
+def written(path: Path, what: str) -> Iterator[None]:
+    """The block writes a file.
+
+    Raises:
+        InvalidArgument: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InvalidArgument(f"{path}: the {what} cannot be written: {error}") from error
 
 
 def facts() -> Table:
@@ -65,14 +77,6 @@ def facts() -> Table:
 def size_text(nbytes: float) -> str:
     """Bytes for humans."""
     return ByteSize(int(nbytes)).human_readable()
-
-
-def age_text(seconds: float) -> str:
-    """A span of time for humans, in its largest unit."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} seconds"
 
 
 @contextmanager

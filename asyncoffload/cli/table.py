@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydantic import ByteSize
-from rich import box
 from rich.table import Table
 
 from asyncoffload.cli.report import Distribution, Flow, Report
+from asyncoffload.cli.results import facts, size_text
 
 
 def table_of(report: Report) -> Table:
     """All figures of a report, two columns, in sections."""
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    table = facts()
     for section in (_traffic, _flows, _times, _troubles):
         for name, text in section(report):
             table.add_row(name, text)
@@ -26,7 +23,7 @@ def table_of(report: Report) -> Table:
 def _traffic(report: Report) -> Iterator[tuple[str, str]]:
     yield "set-up", ", ".join(f"{name} {value}" for name, value in report.set_up.items())
     yield "requests", f"{report.served:,} of {report.requests:,} in {report.seconds:.1f} s"
-    yield "blocks", f"{report.blocks:,} of {_size(report.block_bytes)}"
+    yield "blocks", f"{report.blocks:,} of {size_text(report.block_bytes)}"
     verdict = f"[red]{report.wrong_bytes:,} bytes wrong[/red]" if report.wrong_bytes else "every byte right"
     yield "verified", f"{report.verified:,} blocks, {verdict}"
     whole = max(1, report.blocks)
@@ -54,10 +51,6 @@ def _troubles(report: Report) -> Iterator[tuple[str, str]]:
         yield f"bad in {name}", f"{tier.corrupt:,} corrupt, {tier.failed:,} failed"
     if report.cut_short:
         yield "loads cut short", "  ".join(f"{reason} {count:,}" for reason, count in report.cut_short.items())
-
-
-def _size(nbytes: int) -> str:
-    return ByteSize(nbytes).human_readable()
 
 
 def _flow(flow: Flow) -> str:

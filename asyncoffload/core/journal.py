@@ -21,7 +21,7 @@ DEFAULT_JOURNAL_BLOCKS = 65_536
 EVENTS_OF_A_BLOCK = 4
 """Stored, copied to a tier, evicted, and one to spare."""
 
-_TROUBLE = {
+TROUBLE = {
     Status.MISSING: Fate.MISSING,
     Status.CORRUPT: Fate.CORRUPT,
     Status.TIMED_OUT: Fate.TIMED_OUT,
@@ -29,6 +29,7 @@ _TROUBLE = {
     Status.FAILED: Fate.FAILED,
     Status.CANCELLED: Fate.DROPPED,
 }
+"""What happened to a block that did not arrive."""
 
 
 class Batch(NamedTuple):
@@ -140,7 +141,7 @@ class Journal:
         elif not (op.kind is OpKind.PROBE and status is Status.MISSING) and not (
             op.kind is not OpKind.CASCADE and status is Status.CANCELLED
         ):
-            self.add(_TROUBLE[status], keys, tier=op.tier, why=why, call=op.kind.value)
+            self.add(TROUBLE[status], keys, tier=op.tier, why=why, call=op.kind.value)
 
 
 def about(key: OffloadKey, batches: Iterable[Batch]) -> Iterator[Batch]:

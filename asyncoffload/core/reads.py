@@ -75,16 +75,11 @@ class Reads:
 
     def expire(self, ticket: Ticket, cause: Status = Status.TIMED_OUT) -> None:
         """End a ticket's prefix where it stands; what it has stays pinned until it is closed."""
-        if isinstance(ticket, Search):
-            ticket.over = True
-            self._let_go(ticket)
-        elif not ticket.done:
-            self._cut(ticket, ticket.pos, cause)
+        self._undo(*ticket.expire(self.book, cause))
+        self._advance(ticket)
 
     def close(self, ticket: Ticket) -> None:
         """Unpin what the ticket holds and stop wanting the rest; idempotent."""
-        if isinstance(ticket, Search):
-            self._let_go(ticket)
         self._undo(*self.book.close(ticket))
 
     # --- asked key by key ---
@@ -145,14 +140,14 @@ class Reads:
         return False
 
     def turn_away(self, fetch: Fetch) -> bool:
-        """No slot will be had for a queued block: whoever waits for it, and is no search, goes on with what he has.
+        """No slot will be had for a queued block: whoever waits for it, but for searches, goes on with what he has.
 
         Returns:
             Whether it left the queue; otherwise searches wait for it.
         """
-        for ticket in [ticket for ticket in fetch.waiters if not isinstance(ticket, Search)]:
+        for ticket in [ticket for ticket in fetch.waiters if not ticket.asks_again]:
             self.expire(ticket, Status.SHED)
-        if any(isinstance(ticket, Search) for ticket in fetch.waiters):
+        if any(ticket.asks_again for ticket in fetch.waiters):
             return False
         if fetch.state is FetchState.QUEUED:
             fetch.state = FetchState.FOUND
@@ -179,10 +174,6 @@ class Reads:
         if not search.blocked:
             self._advance(search)
         return fetch
-
-    def _let_go(self, search: Search) -> None:
-        left = [search.drop(key) for key in list(search.wanted)]
-        self._undo((), [fetch for fetch in left if not is_needed(fetch)])
 
     # --- prefixes ---
 
@@ -223,7 +214,7 @@ class Reads:
             self._promotions.push([fetch])
 
     def _cut(self, ticket: Ticket, at: int, cause: Status) -> None:
-        self._undo(*self.book.cut(ticket, at, cause))
+        self._undo(*ticket.cut(self.book, at, cause))
         self._advance(ticket)
 
     def _undo(self, slots: Sequence[int], idle: Iterable[Fetch]) -> None:
@@ -239,7 +230,7 @@ class Reads:
                 fetch.state = FetchState.FOUND
 
     def _advance(self, ticket: Ticket) -> None:
-        self._promotions.push(ticket.advance() if isinstance(ticket, Search) else self.book.advance(ticket))
+        self._promotions.push(ticket.advance(self.book))
 
     # --- where a block may come from ---
 
@@ -289,14 +280,9 @@ class Reads:
             self._miss(fetch)
             return
         if len(fetch.waiters) > 1:
-            for ticket, index in list(fetch.waiters.items()):
-                if ticket.tiers & ~fetch.refused:
-                    continue
-                if isinstance(ticket, Search):
-                    self._undo((), ticket.park_behind(ticket.rule_out(fetch, fetch.cause)))
-                    self._advance(ticket)
-                else:
-                    self._cut(ticket, index, fetch.cause)
+            for ticket in list(fetch.waiters):
+                if not ticket.tiers & ~fetch.refused:
+                    self._cut(ticket, ticket.rule_out(fetch), fetch.cause)
         self._probes.seek(fetch, tiers)
 
     def _reach(self, fetches: Sequence[Fetch]) -> None:
@@ -312,23 +298,13 @@ class Reads:
     def _miss(self, fetch: Fetch) -> None:
         fetch.state = FetchState.MISSED
         for ticket, index in list(fetch.waiters.items()):
-            if isinstance(ticket, Search):
-                self._undo((), ticket.park_behind(index))
-                self._advance(ticket)
-            else:
-                self._cut(ticket, index, fetch.cause)
+            self._cut(ticket, index, fetch.cause)
 
     def _land(self, fetches: Sequence[Fetch]) -> None:
         """Give blocks that became ready to everybody who waits for them."""
         for ticket, mine in by_ticket(fetches).items():
-            if isinstance(ticket, Search):
-                self.landed += [(ticket.owner, fetch.key) for fetch in mine if fetch not in ticket.parked]
-                for fetch in mine:
-                    ticket.land(fetch.key)
-                continue
-            hold = ticket.mode is Mode.HOLD
-            slots = self._table.pin([fetch.key for fetch in mine]) if hold else repeat(NO_SLOT)
-            self.book.land(ticket, mine, slots)
+            slots = self._table.pin([fetch.key for fetch in mine]) if ticket.pins else repeat(NO_SLOT)
+            self.landed += ticket.land(mine, slots)
             self._advance(ticket)
         for fetch in fetches:
             self.book.forget(fetch)

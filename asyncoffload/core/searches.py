@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from asyncoffload.core.keeping import FIRST, Turn
-from asyncoffload.core.tickets import Fetch, FetchState, Mode, Ticket
+from asyncoffload.core.tickets import Effects, Fetch, FetchState, Mode, Ticket, TicketBook
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types import Priority, Status
 
@@ -44,6 +44,8 @@ class Search(Ticket):
         over: nothing more is sought: what is not ready is a miss.
         owner: for whom the conductor keeps what has landed; empty: for nobody in particular.
     """
+
+    asks_again = True
 
     __slots__ = ("_asked", "_line", "landings", "over", "owner", "parked", "wanted")
 
@@ -82,7 +84,11 @@ class Search(Ticket):
         index, fetch = self._line[0] if self._line else NOBODY
         return fetch is not None and fetch.state is FetchState.PROBING and fetch.waiters.get(self) == index
 
-    def advance(self) -> list[Fetch]:
+    @property
+    def pins(self) -> bool:
+        return False
+
+    def advance(self, book: TicketBook) -> list[Fetch]:  # noqa: ARG002
         """Move on to the first key that is still being probed; returns the found ones before it, to be promoted."""
         found = []
         line = self._line
@@ -97,37 +103,50 @@ class Search(Ticket):
         self.scan = line[0][0] if line else self._asked
         return found
 
-    def park_behind(self, index: int) -> list[Fetch]:
-        """A miss is known at this place of the line: park what comes after it; returns what nobody needs now."""
+    def cut(self, book: TicketBook, at: int, cause: Status) -> Effects:  # noqa: ARG002
+        """A miss is known at this place of the line: park what comes after it."""
         idle = []
         for fetch in reversed(self.wanted.values()):
-            at = fetch.waiters[self]
-            if at <= index:
+            place = fetch.waiters[self]
+            if place <= at:
                 break
-            if at != PARKED and fetch.state not in (FetchState.MISSED, FetchState.STORING):
+            if place != PARKED and fetch.state not in (FetchState.MISSED, FetchState.STORING):
                 self.park(fetch)
                 if not is_needed(fetch):
                     idle.append(fetch)
-        return idle
+        return [], idle
+
+    def expire(self, book: TicketBook, cause: Status) -> Effects:  # noqa: ARG002
+        """Seek nothing more."""
+        self.over = True
+        return self.let_go()
+
+    def let_go(self, start: int = 0) -> Effects:  # noqa: ARG002
+        """Want nothing any more."""
+        left = [self.drop(key) for key in list(self.wanted)]
+        return [], [fetch for fetch in left if not is_needed(fetch)]
 
     def park(self, fetch: Fetch) -> None:
         """Leave a key alone until it is asked for again."""
         fetch.waiters[self] = PARKED
         self.parked.add(fetch)
 
-    def rule_out(self, fetch: Fetch, cause: Status) -> int:
-        """A key cannot be had by this search, while others may go on; returns its place in the line."""
+    def rule_out(self, fetch: Fetch) -> int:
+        """As the base class; what is not there for this search becomes a miss of its own."""
         index = fetch.waiters.pop(self)
         verdict = Fetch(fetch.key, self, index, fetch.refused)
-        verdict.state, verdict.cause = FetchState.MISSED, cause
+        verdict.state, verdict.cause = FetchState.MISSED, fetch.cause
         self.parked.discard(fetch)
         self.wanted[fetch.key] = verdict
         return index
 
-    def land(self, key: OffloadKey) -> None:
-        """A key became ready."""
-        self.parked.discard(self.wanted.pop(key))
-        self.landings[key] = self.landings.get(key, 0) + 1
+    def land(self, fetches: Iterable[Fetch], slots: Iterable[int]) -> list[tuple[str, OffloadKey]]:  # noqa: ARG002
+        """Keys became ready; those that were parked need not be kept."""
+        landed = [(self.owner, fetch.key) for fetch in fetches if fetch not in self.parked]
+        for fetch in fetches:
+            self.parked.discard(self.wanted.pop(fetch.key))
+            self.landings[fetch.key] = self.landings.get(fetch.key, 0) + 1
+        return landed
 
     def may_land(self, key: OffloadKey) -> bool:
         """Whether a key may be promoted, or promoted again."""

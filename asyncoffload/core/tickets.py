@@ -6,8 +6,9 @@ Tickets share fetches. Nothing here decides where a block comes from: the planne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
+from typing import ClassVar, TypeAlias
 
 from asyncoffload.core.keeping import FIRST, Turn
 from asyncoffload.core.ops import Op
@@ -18,6 +19,10 @@ NO_SLOT = -1
 DEEPEST = 1 << 24
 """The place in its prompt of a block that nobody waits for at a place of its own."""
 PRIMARY = -1
+
+
+Effects: TypeAlias = "tuple[Sequence[int], Sequence[Fetch]]"
+"""Slots to unpin, and fetches that nobody needs any more."""
 
 
 class Mode(Enum):
@@ -119,7 +124,10 @@ class Ticket:
         stopped_by: why it was cut.
         turn: when it is served, among those who wait for slots.
         depth: how many blocks of the prompt come before its first key.
+        asks_again: its caller asks for each key again and again, and does not go on with a part of them by itself.
     """
+
+    asks_again: ClassVar[bool] = False
 
     __slots__ = (
         "closed",
@@ -168,6 +176,83 @@ class Ticket:
         """Whether the prefix has reached its end."""
         return self.pos >= self.end
 
+    @property
+    def pins(self) -> bool:
+        """Whether blocks are pinned for it as they become ready."""
+        return self.mode is Mode.HOLD
+
+    def cut(self, book: TicketBook, at: int, cause: Status) -> Effects:
+        """End the prefix at an index, unless it ends earlier already.
+
+        A missed key stays wanted by the ticket that it cut, so that the verdict lives as long as the ticket.
+        """
+        if at >= self.end and self.cut_at is not None:
+            return [], []
+        self.cut_at, self.stopped_by = at, cause
+        frontier = self.fetches[at] if at < len(self.fetches) else None
+        keep = at + 1 if frontier is not None and frontier.state is FetchState.MISSED else at
+        effects = self.let_go(keep)
+        self.scan, self.pos = min(self.scan, at), min(self.pos, at)
+        book.wake(self)
+        return effects
+
+    def expire(self, book: TicketBook, cause: Status) -> Effects:
+        """End the prefix where it stands."""
+        return ([], []) if self.done else self.cut(book, self.pos, cause)
+
+    def rule_out(self, fetch: Fetch) -> int:
+        """A key cannot be had by this ticket, while others may go on; returns where it has to be cut."""
+        return fetch.waiters[self]
+
+    def let_go(self, start: int = 0) -> Effects:
+        """Want nothing any more from an index on."""
+        slots = [slot for slot in self.slots[start:] if slot != NO_SLOT]
+        orphans = []
+        for fetch in self.fetches[start:]:
+            if fetch is not None:
+                del fetch.waiters[self]
+                if not fetch.waiters:
+                    orphans.append(fetch)
+        del self.keys[start:], self.slots[start:], self.sources[start:], self.fetches[start:]
+        return slots, orphans
+
+    def advance(self, book: TicketBook) -> list[Fetch]:
+        """Move the prefix forward; returns found fetches that are now in reach and want promotion."""
+        found = []
+        end, fetches, slots = self.end, self.fetches, self.slots
+        hold = self.mode is Mode.HOLD
+        scan = self.scan
+        while scan < end:
+            fetch = fetches[scan]
+            if fetch is not None:
+                if fetch.state is FetchState.FOUND:
+                    found.append(fetch)
+                elif fetch.state not in ON_ITS_WAY:
+                    break
+            scan += 1
+        self.scan = pos = scan
+        if hold:
+            pos = self.pos
+            while pos < end and slots[pos] != NO_SLOT:
+                pos += 1
+        if pos != self.pos:
+            self.pos = pos
+            book.wake(self)
+        return found if hold else []
+
+    def land(self, fetches: Iterable[Fetch], slots: Iterable[int]) -> list[tuple[str, OffloadKey]]:
+        """Keys became ready, in slots that are pinned for the ticket or not (NO_SLOT).
+
+        Returns:
+            For whom the conductor has to keep which of them.
+        """
+        for fetch, slot in zip(fetches, slots, strict=False):
+            index = fetch.waiters[self]
+            self.fetches[index] = None
+            self.slots[index] = slot
+            self.sources[index] = fetch.tier
+        return []
+
     def __repr__(self) -> str:
         state = "closed" if self.closed else "done" if self.done else "waiting"
         return f"<Ticket {self.mode.name} {self.pos}/{self.end} of {len(self.keys)} keys, {state}>"
@@ -211,73 +296,12 @@ class TicketBook:
             ticket.fetches[index] = fetch
         return new, known
 
-    def cut(self, ticket: Ticket, at: int, cause: Status) -> tuple[list[int], list[Fetch]]:
-        """End a ticket's prefix at an index, unless it ends earlier already.
-
-        A missed key stays wanted by the ticket that it cut, so that the verdict lives as long as the ticket.
-
-        Returns:
-            The slots to unpin and the fetches that nobody waits for any more.
-        """
-        if at >= ticket.end and ticket.cut_at is not None:
-            return [], []
-        ticket.cut_at, ticket.stopped_by = at, cause
-        frontier = ticket.fetches[at] if at < len(ticket.fetches) else None
-        keep = at + 1 if frontier is not None and frontier.state is FetchState.MISSED else at
-        effects = self._let_go(ticket, keep)
-        ticket.scan, ticket.pos = min(ticket.scan, at), min(ticket.pos, at)
-        self.wake(ticket)
-        return effects
-
-    def close(self, ticket: Ticket) -> tuple[list[int], list[Fetch]]:
-        """Forget a ticket; returns the slots to unpin and the fetches that nobody waits for any more."""
+    def close(self, ticket: Ticket) -> Effects:
+        """Forget a ticket."""
         ticket.closed = True
         self.open.pop(ticket, None)
         self._woken.pop(ticket, None)
-        return self._let_go(ticket, 0)
-
-    def _let_go(self, ticket: Ticket, start: int) -> tuple[list[int], list[Fetch]]:
-        slots = [slot for slot in ticket.slots[start:] if slot != NO_SLOT]
-        orphans = []
-        for fetch in ticket.fetches[start:]:
-            if fetch is not None:
-                del fetch.waiters[ticket]
-                if not fetch.waiters:
-                    orphans.append(fetch)
-        del ticket.keys[start:], ticket.slots[start:], ticket.sources[start:], ticket.fetches[start:]
-        return slots, orphans
-
-    def advance(self, ticket: Ticket) -> list[Fetch]:
-        """Move a ticket's prefix forward; returns found fetches that are now in reach and want promotion."""
-        found = []
-        end, fetches, slots = ticket.end, ticket.fetches, ticket.slots
-        hold = ticket.mode is Mode.HOLD
-        scan = ticket.scan
-        while scan < end:
-            fetch = fetches[scan]
-            if fetch is not None:
-                if fetch.state is FetchState.FOUND:
-                    found.append(fetch)
-                elif fetch.state not in ON_ITS_WAY:
-                    break
-            scan += 1
-        ticket.scan = pos = scan
-        if hold:
-            pos = ticket.pos
-            while pos < end and slots[pos] != NO_SLOT:
-                pos += 1
-        if pos != ticket.pos:
-            ticket.pos = pos
-            self.wake(ticket)
-        return found if hold else []
-
-    def land(self, ticket: Ticket, fetches: Iterable[Fetch], slots: Iterable[int]) -> None:
-        """Keys of a ticket became ready, in slots that are pinned for it (HOLD) or not (NO_SLOT)."""
-        for fetch, slot in zip(fetches, slots, strict=False):
-            index = fetch.waiters[ticket]
-            ticket.fetches[index] = None
-            ticket.slots[index] = slot
-            ticket.sources[index] = fetch.tier
+        return ticket.let_go()
 
     def slots_of_waiters(self) -> set[int]:
         """The slots that are pinned for tickets which have not reached their end."""

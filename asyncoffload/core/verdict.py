@@ -76,12 +76,17 @@ def verdict(found: Evidence) -> str:
     return "; ".join(clauses)
 
 
-def ago(seconds: float) -> str:
-    """How long ago, in one unit."""
+def span(seconds: float) -> str:
+    """How long, in the largest unit of which it is two or more."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{max(0.0, seconds):.0f} seconds ago" if seconds >= 2 else "a moment ago"
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} seconds"
+
+
+def ago(seconds: float) -> str:
+    """How long ago."""
+    return f"{span(seconds)} ago" if seconds >= 2 else "a moment ago"
 
 
 def cause(why: str) -> str:

@@ -81,19 +81,6 @@ class EventPoller:
         self._arm()
         return ended
 
-    async def completed(
-        self, event: DeviceEvent, *, stream: Hashable = None, position: int = 0, nbytes: int = 0
-    ) -> None:
-        """Wait until the event has passed. Cancellation ends the waiting, not the work. Arguments as :meth:`watch`.
-
-        Raises:
-            TransferError: the work before the event failed; a :class:`DeviceError` if the device says so.
-            WrongLoopError, ClosedError: as :meth:`watch`; ClosedError also when the poller is closed meanwhile.
-        """
-        error = await self.watch(event, stream=stream, position=position, nbytes=nbytes)
-        if error is not None:
-            raise error
-
     def withdrawn(self, event: DeviceEvent) -> None:
         """The work behind the event was taken back: settle its waiters now, out of turn."""
         for ended in self._watchlist.take(event):

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import Self
 
 from asyncoffload.aio.io_threads import IOThreads
+from asyncoffload.aio.resource import AsyncResource
 from asyncoffload.aio.waiting import outlive
 from asyncoffload.config import OffloaderSettings
 from asyncoffload.core.policies import EvictionPolicy
-from asyncoffload.errors import InvalidArgument, TierUnavailable
-from asyncoffload.keys import OffloadKey, checked_keys, scoped
+from asyncoffload.errors import InvalidArgument
+from asyncoffload.keys import OffloadKey, keys_within
 from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY
 from asyncoffload.managers.events import EventSubscription
 from asyncoffload.managers.tiering import TieringOffloadingManager
@@ -56,7 +55,7 @@ TierFactory = Callable[[KVLayout, memoryview], SecondaryTierManager]
 HandlerFactory = Callable[[Sequence[Sequence[LayerCache]], HostRegion, KVLayout], OffloadingHandler]
 
 
-class Offloader:
+class Offloader(AsyncResource):
     """KV-cache blocks on their way between device blocks, host memory and slower tiers.
 
     Keys name offloaded blocks in request order; ``device_blocks`` are the ``block_size_factor`` device blocks of each
@@ -174,7 +173,7 @@ class Offloader:
         Cancellation: leaves at once.
         """
         self._check_open()
-        keys = keys_within(keys, ctx)
+        keys = keys_within(ctx.namespace, keys)
         self._device.groups_of(keys)
         with self._accounts.verbs["lookup"].call():
             found = await self._manager.lookup(keys, ctx)
@@ -211,7 +210,7 @@ class Offloader:
         undefined then.
         """
         self._check_open()
-        keys = keys_within(keys, ctx)
+        keys = keys_within(ctx.namespace, keys)
         blocks = self._device.blocks_of(keys, device_blocks, distinct=True)
         if prefill_rate is not None and not prefill_rate > 0:
             raise InvalidArgument(f"prefill_rate is {prefill_rate}: pass tokens per second above 0, or leave it out")
@@ -242,7 +241,7 @@ class Offloader:
         Cancellation: leaves at once. What nobody else waits for is brought no further.
         """
         self._check_open()
-        keys = keys_within(keys, ctx)
+        keys = keys_within(ctx.namespace, keys)
         self._device.groups_of(keys)
         with self._accounts.verbs["prefetch"].call():
             return await self._mover.prefetch(keys, ctx)
@@ -264,7 +263,7 @@ class Offloader:
         complete by then stay stored.
         """
         self._check_open()
-        keys = keys_within(keys, ctx)
+        keys = keys_within(ctx.namespace, keys)
         blocks = self._device.blocks_of(keys, device_blocks, distinct=False)
         with self._accounts.verbs["store"].call():
             result = await self._mover.store(keys, blocks, ctx)
@@ -274,7 +273,7 @@ class Offloader:
     async def explain(self, key: OffloadKey, ctx: RequestContext = ANONYMOUS) -> Explanation:
         """Where a block is, was, when and why it left; see :meth:`TieringOffloadingManager.explain`."""
         self._check_open()
-        [key] = keys_within([key], ctx)
+        [key] = keys_within(ctx.namespace, [key])
         return await self._manager.explain(key, ctx)
 
     # ---- the whole
@@ -332,20 +331,6 @@ class Offloader:
         if failure is not None:
             raise failure
 
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            with suppress(TierUnavailable):  # what went wrong is the one to see
-                await self.aclose(drain=False)
-            raise
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose(drain=exc_type is None)
-
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
         return f"<Offloader {state}: {self._region!r}, {self._worker!r}, {self._manager!r}>"
@@ -364,13 +349,3 @@ class Offloader:
     def _check_open(self) -> None:
         if self._closed:
             raise closed_error()
-
-
-def keys_within(keys: Sequence[OffloadKey], ctx: RequestContext) -> Sequence[OffloadKey]:
-    """The keys, checked, with the namespace of the request folded in.
-
-    Raises:
-        InvalidArgument: keys are malformed.
-    """
-    keys = checked_keys(keys)
-    return [scoped(ctx.namespace, key) for key in keys] if ctx.namespace else keys

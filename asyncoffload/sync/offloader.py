@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,11 +16,12 @@ from asyncoffload.aio.loop_thread import LoopThread
 from asyncoffload.config import OffloaderSettings
 from asyncoffload.core.policies import EvictionPolicy
 from asyncoffload.errors import ClosedError, TierUnavailable
-from asyncoffload.keys import OffloadKey
-from asyncoffload.offloader.offloader import HandlerFactory, Offloader, TierFactory, keys_within
+from asyncoffload.keys import OffloadKey, keys_within
+from asyncoffload.offloader.offloader import HandlerFactory, Offloader, TierFactory
 from asyncoffload.offloader.results import LoadResult, StoreResult
 from asyncoffload.offloader.stats import OffloaderStats
 from asyncoffload.offloader.wiring import KVCaches
+from asyncoffload.sync.closing import close_on
 from asyncoffload.sync.jobs import LoopJobs
 from asyncoffload.sync.probing import Probes
 from asyncoffload.types import ANONYMOUS, Explanation, Int32s, KVLayout, LookupResult, RequestContext, Status
@@ -29,12 +29,7 @@ from asyncoffload.types import ANONYMOUS, Explanation, Int32s, KVLayout, LookupR
 START_SECONDS = 30.0
 """How long the constructor waits for the tiers."""
 
-GRACE_SECONDS = 1.0
-"""How much longer than its own time limit the closing of the stack may take."""
-
 MAX_BLOCKS_PER_COLLECTION = 1024
-
-_log = logging.getLogger("asyncoffload.sync")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +83,8 @@ class SyncOffloader:
     :class:`~asyncoffload.errors.WrongLoopError`.
 
     Args:
-        settings, kv_caches, policy, tiers, handler: as :class:`~asyncoffload.Offloader` takes them.
+        settings, kv_caches, policy, tiers, handler, clock: as :class:`~asyncoffload.Offloader` takes them.
         loop: by default the loop that all facades of this process share.
-        clock: seconds, monotonic.
 
     Raises:
         ConfigError, InvalidArgument, CapacityError: as ``Offloader``.
@@ -109,7 +103,9 @@ class SyncOffloader:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loop = LoopThread.shared() if loop is None else loop
-        self._offloader = Offloader(settings, kv_caches=kv_caches, policy=policy, tiers=tiers, handler=handler)
+        self._offloader = Offloader(
+            settings, kv_caches=kv_caches, policy=policy, tiers=tiers, handler=handler, clock=clock
+        )
         self._probes = {tier.tier_type: Probes(tier, self._loop, clock) for tier in self._offloader.tiers}
         self._jobs: LoopJobs[_Work, OffloadResult] = LoopJobs(self._loop, self._run, _n_blocks)
         self._ids = itertools.count(1)
@@ -141,7 +137,7 @@ class SyncOffloader:
             ClosedError, WrongLoopError, InternalError: shut down; the process was forked; the loop's thread has ended.
         """
         self._check_open()
-        keys = keys_within(keys, ctx)
+        keys = keys_within(ctx.namespace, keys)
         n_found = self._offloader.ready(keys)
         probes = [probe for name, probe in self._probes.items() if ctx.tiers is None or name in ctx.tiers]
         waiting = False
@@ -222,10 +218,7 @@ class SyncOffloader:
             TierUnavailable: some are still on their way after ``timeout`` seconds.
             WrongLoopError, InternalError: as :meth:`wait`.
         """
-        try:
-            self._loop.run(self._offloader.settle, timeout)
-        except TimeoutError:
-            raise TierUnavailable(f"blocks are still on their way to the tiers after {timeout} seconds") from None
+        self._until_in_tiers(self._offloader.settle, timeout)
 
     def flush(self, timeout: float | None = None) -> None:
         """Copy every block of host memory to the slower tiers that have none of it, and block until that has ended.
@@ -234,10 +227,7 @@ class SyncOffloader:
             TierUnavailable: some are still on their way after ``timeout`` seconds.
             WrongLoopError, InternalError: as :meth:`wait`.
         """
-        try:
-            self._loop.run(self._offloader.flush, timeout)
-        except TimeoutError:
-            raise TierUnavailable(f"blocks are still on their way to the tiers after {timeout} seconds") from None
+        self._until_in_tiers(self._offloader.flush, timeout)
 
     def explain(self, key: OffloadKey, ctx: RequestContext = ANONYMOUS) -> Explanation:
         """Where a block is, was, when and why it left; see :meth:`Offloader.explain`. Blocks while tiers are asked.
@@ -263,20 +253,20 @@ class SyncOffloader:
                 memory stays mapped. Call again to go on waiting.
             WrongLoopError, InternalError: as :meth:`wait`.
         """
-        self._loop.check_process()
         self._closed = True
-        try:
-            self._loop.run(lambda: self._close(timeout), timeout + GRACE_SECONDS)
-        except (TierUnavailable, TimeoutError) as error:
-            jobs = ", ".join(map(str, self._jobs.running())) or "none"
-            text = (
-                f"the offloader was left behind after {timeout} seconds, with jobs {jobs}: "
-                f"{str(error) or 'it does not answer'}; its host memory stays mapped: {self._offloader!r}"
-            )
-            _log.warning("%s", text)
-            raise TierUnavailable(text) from error
+        close_on(self._loop, lambda: self._close(timeout), timeout, self._left)
 
     # ---- inside
+
+    def _left(self, behind: str, why: str) -> str:
+        jobs = ", ".join(map(str, self._jobs.running())) or "none"
+        return f"the offloader {behind}, with jobs {jobs}: {why}; its host memory stays mapped: {self._offloader!r}"
+
+    def _until_in_tiers(self, copying: Callable[[], Coroutine[Any, Any, None]], timeout: float | None) -> None:
+        try:
+            self._loop.run(copying, timeout)
+        except TimeoutError:
+            raise TierUnavailable(f"blocks are still on their way to the tiers after {timeout} seconds") from None
 
     def _submit(
         self, is_store: bool, keys: Sequence[OffloadKey], blocks: Sequence[int] | Int32s, ctx: RequestContext

@@ -29,14 +29,12 @@ from asyncoffload.managers.runner import OpRunner
 from asyncoffload.managers.tier_names import counts_by_name, names_of
 from asyncoffload.managers.touching import Touches
 from asyncoffload.memory.region import HostRegion
+from asyncoffload.sync.closing import GRACE_SECONDS
 from asyncoffload.sync.conductor import Conductor
 from asyncoffload.sync.promises import Promises
 from asyncoffload.sync.requests import Requests
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.types import ANONYMOUS, DirtyVictims, Explanation, OffloadingEvent, RequestContext, WritePolicy
-
-GRACE_SECONDS = 1.0
-"""How much longer the end of what runs may take to be told than to come."""
 
 
 class SteppedManager:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from asyncoffload.aio.loop_thread import LoopThread
 from asyncoffload.errors import ClosedError, TierUnavailable, TransferError
 from asyncoffload.keys import OffloadKey
+from asyncoffload.sync.closing import close_on
 from asyncoffload.sync.jobs import LoopJobs
 from asyncoffload.sync.probing import Probes
 from asyncoffload.tiers.base import SecondaryTierManager
@@ -30,13 +30,8 @@ from asyncoffload.types import (
 MAX_KEYS_PER_COLLECTION = 1024
 """Keys whose results one call of ``get_finished`` hands out: what follows from them is the caller's time, too."""
 
-GRACE_SECONDS = 1.0
-"""How much longer than its own time limit the closing of a tier may take."""
-
 _Work = tuple[TransferJob, bool]
 """A job, and whether it is a store."""
-
-_log = logging.getLogger("asyncoffload.sync")
 
 
 class SyncSecondaryTier:
@@ -200,22 +195,18 @@ class SyncSecondaryTier:
                 stay; names the jobs. Call again to go on waiting.
             WrongLoopError, InternalError: the process was forked; the loop's thread has ended.
         """
-        self._loop.check_process()
         self._closed = True
-        try:
-            self._loop.run(lambda: self._close(timeout), timeout + GRACE_SECONDS)
-        except (TierUnavailable, TimeoutError) as error:
-            left = self._jobs.running()
-            n_blocks = sum(len(job.keys) for job, _ in left.values())
-            jobs = ", ".join(map(str, left)) or "none"
-            text = (
-                f"tier {self.tier_type!r} was left behind after {timeout} seconds, with jobs {jobs} of {n_blocks} "
-                "blocks: their slots must not be used, nor their memory be given back"
-            )
-            _log.warning("%s: %s", text, error)
-            raise TierUnavailable(text) from error
+        close_on(self._loop, lambda: self._close(timeout), timeout, self._left)
 
     # ---- inside, on the caller's thread
+
+    def _left(self, behind: str, why: str) -> str:
+        left = self._jobs.running()
+        n_blocks = sum(len(job.keys) for job, _ in left.values())
+        return (
+            f"tier {self.tier_type!r} {behind}, with jobs {', '.join(map(str, left)) or 'none'} of {n_blocks} blocks: "
+            f"their slots must not be used, nor their memory be given back: {why}"
+        )
 
     def _check_open(self) -> None:
         self._loop.check()

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
+from functools import partial
 
 from asyncoffload.aio.io_threads import IOThreads
 from asyncoffload.aio.loop_thread import LoopThread
 from asyncoffload.errors import TierUnavailable
+from asyncoffload.sync.closing import close_on
 from asyncoffload.types import LoadStoreSpec, TransferResult, TransferSpec
 from asyncoffload.workers.base import OffloadingHandler
 from asyncoffload.workers.worker import OffloadingWorker
-
-GRACE_SECONDS = 1.0
-"""How much longer than its own time limit the closing of a worker may take."""
-
-_log = logging.getLogger("asyncoffload.sync")
 
 
 class SyncOffloadingWorker:
@@ -100,11 +96,6 @@ class SyncOffloadingWorker:
                 again to go on waiting.
             WrongLoopError, InternalError: the process was forked; the loop's thread has ended.
         """
-        self._loop.check_process()
         self._closed = True
-        try:
-            self._loop.run(lambda: self._worker.aclose(drain=False, timeout=timeout), timeout + GRACE_SECONDS)
-        except (TierUnavailable, TimeoutError) as error:
-            text = f"{self!r} was left behind after {timeout} seconds: {str(error) or 'a handler does not answer'}"
-            _log.warning("%s", text)
-            raise TierUnavailable(text) from error
+        close = partial(self._worker.aclose, drain=False, timeout=timeout)
+        close_on(self._loop, close, timeout, lambda behind, why: f"{self!r} {behind}: {why}")

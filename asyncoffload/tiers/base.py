@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
 from asyncoffload.aio.pool_stats import PoolStats
-from asyncoffload.errors import InvalidArgument, TierUnavailable
+from asyncoffload.aio.resource import AsyncResource
+from asyncoffload.errors import InvalidArgument
 from asyncoffload.keys import OffloadKey, group_of
 from asyncoffload.types import (
     ANONYMOUS,
@@ -24,7 +22,7 @@ from asyncoffload.types import (
 )
 
 
-class SecondaryTierManager(ABC):
+class SecondaryTierManager(AsyncResource):
     """A place behind the primary tier that keeps blocks: files, another host, an object store.
 
     A tier moves blocks between itself and slots of the primary, which it was given as a writable memoryview of shape
@@ -154,20 +152,6 @@ class SecondaryTierManager(ABC):
         Raises:
             TierUnavailable: something still ran after ``timeout``, and may still touch its slots.
         """
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            with suppress(TierUnavailable):  # what went wrong is the one to see
-                await self.aclose(drain=False)
-            raise
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose(drain=exc_type is None)
 
 
 def check_job(job: TransferJob, layout: KVLayout, n_slots: int) -> None:

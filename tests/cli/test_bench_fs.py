@@ -17,7 +17,7 @@ from asyncoffload.cli.fs_bench.figures import Flow, FSReport, Latency, SizeFigur
 from asyncoffload.cli.fs_bench.measuring import Effort, SizeBench, clear
 from asyncoffload.cli.fs_bench.memory import BenchMemory
 from asyncoffload.cli.fs_bench.plot import save_plot
-from asyncoffload.cli.fs_bench.raw import RawFiles, move_files
+from asyncoffload.cli.fs_bench.raw import BareThreads, RawFiles
 from asyncoffload.cli.fs_bench.table import table_of
 from asyncoffload.errors import InvalidArgument
 from tests.cli.real_root import run, words
@@ -128,12 +128,12 @@ def test_bare_threads_stop_at_their_limit_and_at_a_refusal(tmp_path: Path) -> No
     payloads = [memoryview(bytes(8192))] * 4
     paths = [str(tmp_path / str(index)) for index in range(4)]
     raw = RawFiles(direct=False)
-    assert move_files(2, raw.write, paths, payloads).nbytes == 4 * 8192
-    assert move_files(2, raw.write, paths, payloads, limit=0.0).nbytes == 0
+    assert BareThreads(2, raw.write, paths, payloads).join().nbytes == 4 * 8192
+    assert BareThreads(2, raw.write, paths, payloads, limit=0.0).join().nbytes == 0
     with pytest.raises(FileNotFoundError):
-        move_files(2, raw.read, [str(tmp_path / "nowhere")], payloads[:1])
+        BareThreads(2, raw.read, [str(tmp_path / "nowhere")], payloads[:1]).join()
     with pytest.raises(OSError, match="moved") as short:
-        move_files(1, raw.read, paths[:1], [memoryview(bytearray(1 << 16))])
+        BareThreads(1, raw.read, paths[:1], [memoryview(bytearray(1 << 16))]).join()
     assert short.value.errno == errno.EIO
 
 

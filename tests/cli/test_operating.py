@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from asyncoffload.cli.results import age_text, ended, show, size_text
+from asyncoffload.cli.results import ended, show, size_text
+from asyncoffload.core.verdict import span
 from asyncoffload.errors import InternalError, InvalidArgument
 from tests.cli.real_root import run, words
 
@@ -65,7 +66,7 @@ def test_figures_that_cannot_be_written(tmp_path: Path) -> None:
 def test_words_for_humans() -> None:
     assert size_text(3 << 30) == "3.0GiB"
     spans = (-1, 5, 119, 120, 7199, 7200, 47 * 3600, 48 * 3600, 400 * 86400)
-    assert [age_text(span) for span in spans] == [
+    assert [span(seconds) for seconds in spans] == [
         "0 seconds",
         "5 seconds",
         "119 seconds",

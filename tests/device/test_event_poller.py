@@ -31,6 +31,13 @@ class ManualEvent:
     def wait(self, stream: object, /) -> None: ...
 
 
+async def completed(
+    poller: EventPoller, event: ManualEvent, *, stream: str | None = None, position: int = 0, nbytes: int = 0
+) -> None:
+    if (error := await poller.watch(event, stream=stream, position=position, nbytes=nbytes)) is not None:
+        raise error
+
+
 async def test_only_the_oldest_event_of_each_stream_is_queried() -> None:
     poller, events = EventPoller(), [ManualEvent() for _ in range(3)]
     old = poller.watch(events[0], stream="a", position=1, nbytes=0)
@@ -49,7 +56,7 @@ async def test_the_position_decides_not_the_order_of_asking() -> None:
     poller, early, late = EventPoller(), ManualEvent(), ManualEvent()
     waits_for_late = poller.watch(late, stream="a", position=2, nbytes=0)
     early.passed = True
-    await poller.completed(early, stream="a", position=1, nbytes=0)
+    await completed(poller, early, stream="a", position=1, nbytes=0)
     assert not waits_for_late.done()
     late.passed = True
     await waits_for_late
@@ -59,8 +66,8 @@ async def test_the_position_decides_not_the_order_of_asking() -> None:
 async def test_a_failing_event_settles_all_its_waiters_and_spares_the_next() -> None:
     poller, bad, good = EventPoller(), ManualEvent(), ManualEvent()
     bad.error, good.passed = RuntimeError("device lost"), True
-    waiters = [asyncio.ensure_future(poller.completed(bad, stream="a", position=1, nbytes=0)) for _ in range(2)]
-    await poller.completed(good, stream="a", position=2, nbytes=0)
+    waiters = [asyncio.ensure_future(completed(poller, bad, stream="a", position=1, nbytes=0)) for _ in range(2)]
+    await completed(poller, good, stream="a", position=2, nbytes=0)
     outcomes = await asyncio.gather(*waiters, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [DeviceError, DeviceError]
     assert "device lost" in str(outcomes[0])
@@ -73,7 +80,7 @@ async def test_a_lost_device_settles_every_waiter_of_all_streams_at_once() -> No
     behind = poller.watch(events[0], stream="a", position=2, nbytes=0)
     elsewhere = [poller.watch(event, stream="b", position=1, nbytes=1 << 40) for event in events[1:]]
     with pytest.raises(DeviceError, match="illegal address"):
-        await poller.completed(lost, stream="a", position=1, nbytes=0)
+        await completed(poller, lost, stream="a", position=1, nbytes=0)
     for waiter in (behind, *elsewhere):
         assert waiter.done()
         error = waiter.result()
@@ -89,7 +96,7 @@ async def test_a_failed_launch_is_not_the_end_of_the_device() -> None:
     bad.error = DeviceError("the launch was refused", code=1)
     survivor = poller.watch(other, stream="b", position=1, nbytes=0)
     with pytest.raises(DeviceError, match="refused"):
-        await poller.completed(bad, stream="a", position=1, nbytes=0)
+        await completed(poller, bad, stream="a", position=1, nbytes=0)
     assert not survivor.done()
     other.passed = True
     assert await survivor is None
@@ -100,7 +107,7 @@ async def test_an_event_may_be_awaited_without_a_stream() -> None:
     poller, first, second = EventPoller(), ManualEvent(), ManualEvent()
     pending = poller.watch(first)
     second.passed = True
-    await poller.completed(second)
+    await completed(poller, second)
     assert not pending.done()
     first.passed = True
     await pending
@@ -110,13 +117,13 @@ async def test_an_event_may_be_awaited_without_a_stream() -> None:
 
 async def test_a_cancelled_waiter_ends_its_watch_only() -> None:
     poller, event, behind = EventPoller(), ManualEvent(), ManualEvent()
-    waiter = asyncio.ensure_future(poller.completed(event, stream="a", position=1, nbytes=0))
+    waiter = asyncio.ensure_future(completed(poller, event, stream="a", position=1, nbytes=0))
     await asyncio.sleep(0)
     waiter.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiter
     behind.passed = True
-    await poller.completed(behind, stream="a", position=2, nbytes=0)
+    await completed(poller, behind, stream="a", position=2, nbytes=0)
     assert event.queries <= 1
     assert (poller.stats().settled, poller.stats().waiting) == (1, 0)
     assert poller._timer is None
@@ -127,7 +134,7 @@ async def test_no_work_no_timer() -> None:
     poller, event = EventPoller(), ManualEvent()
     assert poller._timer is None
     event.passed = True
-    await poller.completed(event, stream="a", position=1, nbytes=1 << 20)
+    await completed(poller, event, stream="a", position=1, nbytes=1 << 20)
     assert poller._timer is None
     stats = poller.stats()
     assert (stats.queries, stats.settled, stats.waiting) == (1, 1, 0)
@@ -196,7 +203,7 @@ def test_a_poller_belongs_to_one_loop() -> None:
     event.passed = True
 
     async def wait() -> None:
-        await poller.completed(event, stream="a", position=1, nbytes=0)
+        await completed(poller, event, stream="a", position=1, nbytes=0)
 
     asyncio.run(wait())
     with pytest.raises(WrongLoopError):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asyncoffload.errors import ClosedError, InternalError, TierUnavailable
-from asyncoffload.sync import tier as sync_tier
+from asyncoffload.sync import closing
 from asyncoffload.types import Status, TransferJob
 from tests.sync.held_tier import TIMEOUT, some_keys
 from tests.sync.tier_rig import Rig, rigged
@@ -55,7 +55,7 @@ def test_after_shutdown_no_new_work_is_taken() -> None:
 def test_shutdown_ends_and_says_what_it_left_behind(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sync_tier, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(closing, "GRACE_SECONDS", 0.0)
     with rigged() as rig:
         rig.tier.jobs.shut()
         rig.store(some_keys(3), 5)
@@ -69,7 +69,7 @@ def test_shutdown_ends_and_says_what_it_left_behind(
 
 
 def test_shutdown_ends_also_when_the_tier_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sync_tier, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(closing, "GRACE_SECONDS", 0.0)
     with rigged() as rig:
         rig.tier.closing.shut()
         with pytest.raises(TierUnavailable, match="left behind"):

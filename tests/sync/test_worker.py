@@ -16,7 +16,7 @@ import torch
 from asyncoffload.device.cpu import CPUDevice
 from asyncoffload.errors import InvalidArgument, TierUnavailable
 from asyncoffload.memory.region import HostRegion
-from asyncoffload.sync import worker as sync_worker
+from asyncoffload.sync import closing
 from asyncoffload.sync.worker import SyncOffloadingWorker
 from asyncoffload.types import (
     CPULoadStoreSpec,
@@ -251,14 +251,14 @@ def test_shutdown_ends_and_says_what_it_left_behind(caplog: pytest.LogCaptureFix
 
 
 def test_shutdown_ends_also_when_a_handler_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sync_worker, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(closing, "GRACE_SECONDS", 0.0)
 
     async def never(**_: object) -> None:
         await asyncio.Event().wait()
 
     with rigged() as rig, monkeypatch.context() as patched:
         patched.setattr(rig.handler, "aclose", never)
-        with pytest.raises(TierUnavailable, match="a handler does not answer"):
+        with pytest.raises(TierUnavailable, match="it does not answer"):
             rig.worker.shutdown(0.01)
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from asyncoffload.cli.device_bench.figures import DeviceReport, Figure
-from asyncoffload.errors import InvalidArgument
+from asyncoffload.cli.results import written
 
 _COLOURS = {"store": "#2f6f9f", "load": "#e08e45"}
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -32,10 +32,8 @@ def save_plot(path: Path, report: DeviceReport) -> None:
     for axes, direction in ((grid[1, 0], "store"), (grid[1, 1], "load")):
         _engines(axes, by_key.get("engines", ()), direction)
     picture.suptitle(report.machine.get("device", ""))
-    try:
+    with written(path, "plot"):
         picture.savefig(path, dpi=120, format="png")
-    except OSError as error:
-        raise InvalidArgument(f"{path}: the plot cannot be written: {error}") from error
 
 
 def _shares(axes: Axes, figures: Sequence[Figure]) -> None:

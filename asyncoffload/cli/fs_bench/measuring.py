@@ -10,7 +10,7 @@ from functools import partial
 
 from asyncoffload.cli.fs_bench.figures import DIRECTIONS, Direction, Flow, Latency, SizeFigures
 from asyncoffload.cli.fs_bench.memory import BenchMemory
-from asyncoffload.cli.fs_bench.raw import RawFiles, move_files, remove_files
+from asyncoffload.cli.fs_bench.raw import BareThreads, RawFiles, remove_files
 from asyncoffload.cli.fs_bench.tier_side import TierSide, bench_layout
 from asyncoffload.core.layout import block_path, directory_name
 from asyncoffload.keys import OffloadKey, make_key
@@ -111,8 +111,8 @@ class SizeBench:
     def _raw_turn(self, raw: RawFiles, best: dict[Direction, int], seconds: dict[Direction, list[float]]) -> None:
         keys = _new_keys(self._n)
         paths = self._raw_paths(keys)
-        seconds["store"].append(move_files(best["store"], raw.write, paths, self._slots).seconds)
-        seconds["load"].append(move_files(best["load"], raw.read, paths, self._slots).seconds)
+        seconds["store"].append(BareThreads(best["store"], raw.write, paths, self._slots).join().seconds)
+        seconds["load"].append(BareThreads(best["load"], raw.read, paths, self._slots).join().seconds)
         self._forget(self._raw_directory, keys)
 
     def _best_raw_threads(self, raw: RawFiles) -> dict[Direction, int]:
@@ -121,8 +121,8 @@ class SizeBench:
         for count in THREAD_COUNTS:
             keys = _new_keys(n)
             paths = self._raw_paths(keys)
-            speeds["store"][count] = move_files(count, raw.write, paths, self._slots[:n]).bytes_per_second
-            speeds["load"][count] = move_files(count, raw.read, paths, self._slots[:n]).bytes_per_second
+            speeds["store"][count] = BareThreads(count, raw.write, paths, self._slots[:n]).join().bytes_per_second
+            speeds["load"][count] = BareThreads(count, raw.read, paths, self._slots[:n]).join().bytes_per_second
             remove_files(paths)
         settle(self._raw_directory)
         return {way: max(of, key=of.__getitem__) for way, of in speeds.items()}
@@ -135,8 +135,8 @@ class SizeBench:
         keys = _new_keys(min(self._n, SINGLE_BLOCKS))
         paths, slots = self._raw_paths(keys), self._slots[: len(keys)]
         return {
-            "store": Latency.of(move_files(1, raw.write, paths, slots).each),
-            "load": Latency.of(move_files(1, raw.read, paths, slots).each),
+            "store": Latency.of(BareThreads(1, raw.write, paths, slots).join().each),
+            "load": Latency.of(BareThreads(1, raw.read, paths, slots).join().each),
         }
 
     def _raw_paths(self, keys: Sequence[OffloadKey]) -> list[str]:

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
 from asyncoffload.cli.fs_bench.figures import DIRECTIONS, FSReport
-from asyncoffload.cli.results import size_text
-from asyncoffload.errors import InvalidArgument
+from asyncoffload.cli.results import size_text, written
 
 _COLOURS = {"store": "#2f6f9f", "load": "#e08e45"}
 
@@ -25,10 +24,8 @@ def save_plot(path: Path, report: FSReport) -> None:
     _speeds(speed, report)
     _latencies(latency, report)
     picture.suptitle(f"{report.root}: {report.machine.get('file system', '')}")
-    try:
+    with written(path, "plot"):
         picture.savefig(path, dpi=120, format="png")
-    except OSError as error:
-        raise InvalidArgument(f"{path}: the plot cannot be written: {error}") from error
 
 
 def _speeds(axes: Axes, report: FSReport) -> None:

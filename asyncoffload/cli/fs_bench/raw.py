@@ -70,49 +70,68 @@ class Moved:
         return self.nbytes / max(self.seconds, 1e-9)
 
 
-def move_files(
-    n_threads: int, move: Move, paths: Sequence[str], payloads: Sequence[memoryview], *, limit: float = float("inf")
-) -> Moved:
-    """Move files with so many threads, until all are done or ``limit`` seconds have passed.
+class BareThreads:
+    """Threads that move files, from now on until all are done or ``limit`` seconds have passed."""
 
-    Raises:
-        OSError: the operating system refused; all threads have ended.
-    """
-    todo = list(zip(paths, payloads, strict=True))[::-1]
-    moved, refusals = Moved(), list[OSError]()
+    def __init__(
+        self,
+        n_threads: int,
+        move: Move,
+        paths: Sequence[str],
+        payloads: Sequence[memoryview],
+        *,
+        limit: float = float("inf"),
+    ) -> None:
+        self._move, self._limit = move, limit
+        self._payloads = payloads
+        self._todo = list(zip(paths, payloads, strict=True))[::-1]
+        self._moved, self._refusals = Moved(), list[OSError]()
+        self._began = time.perf_counter()
+        self._threads = [threading.Thread(target=self._run) for _ in range(n_threads)]
+        for thread in self._threads:
+            thread.start()
 
-    def run() -> None:
+    @property
+    def running(self) -> bool:
+        """Whether a file is still on its way."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    def join(self) -> Moved:
+        """Wait for the end. An interrupt ends it after the files that are on their way.
+
+        Raises:
+            OSError: the operating system refused; all threads have ended.
+        """
+        try:
+            self._join_all()
+        except BaseException:
+            self._todo.clear()
+            self._join_all()
+            raise
+        if self._refusals:
+            raise self._refusals[0]
+        self._moved.seconds = time.perf_counter() - self._began
+        self._moved.nbytes = sum(map(len, self._payloads[: len(self._moved.each)]))
+        return self._moved
+
+    def _join_all(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
         header = memoryview(mmap.mmap(-1, PAGE))
-        while not refusals and time.perf_counter() - began < limit:
+        while not self._refusals and time.perf_counter() - self._began < self._limit:
             try:
-                path, payload = todo.pop()
+                path, payload = self._todo.pop()
             except IndexError:
                 return
             started = time.perf_counter()
             try:
-                move(path, header, payload)
+                self._move(path, header, payload)
             except OSError as refusal:
-                refusals.append(refusal)
+                self._refusals.append(refusal)
                 return
-            moved.each.append(time.perf_counter() - started)
-
-    began = time.perf_counter()
-    threads = [threading.Thread(target=run) for _ in range(n_threads)]
-    for thread in threads:
-        thread.start()
-    try:
-        for thread in threads:
-            thread.join()
-    except BaseException:
-        todo.clear()
-        for thread in threads:
-            thread.join()
-        raise
-    if refusals:
-        raise refusals[0]
-    moved.seconds = time.perf_counter() - began
-    moved.nbytes = sum(map(len, payloads[: len(moved.each)]))
-    return moved
+            self._moved.each.append(time.perf_counter() - started)
 
 
 def remove_files(paths: Sequence[str]) -> None:

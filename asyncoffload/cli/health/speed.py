@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asyncoffload.cli.fs_bench.raw import RawFiles, move_files
+from asyncoffload.cli.fs_bench.raw import BareThreads, RawFiles
 
 BLOCK_SIZES = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
 THREAD_COUNTS = (2, 4, 8, 16, 32)
@@ -70,9 +70,9 @@ class SpeedProbe:
         os.mkdir(self._place)
         try:
             paths = [os.path.join(self._place, str(index)) for index in range(n)]
-            wrote = move_files(n_threads, self._raw.write, paths, payloads, limit=self._seconds)
+            wrote = BareThreads(n_threads, self._raw.write, paths, payloads, limit=self._seconds).join()
             count = len(wrote.each)
-            read = move_files(n_threads, self._raw.read, paths[:count], payloads[:count], limit=self._seconds)
+            read = BareThreads(n_threads, self._raw.read, paths[:count], payloads[:count], limit=self._seconds).join()
         finally:
             shutil.rmtree(self._place)
         progress()

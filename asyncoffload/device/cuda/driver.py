@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import CFUNCTYPE, byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p, create_string_buffer
+from ctypes import CFUNCTYPE, byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any, Final
 
 from asyncoffload.device.cuda import symbols
@@ -33,10 +33,6 @@ from asyncoffload.types import Int64s
 
 HOST_POINTER_USABLE: Final = 91
 """Attribute: registered host memory has the same address on the device."""
-MULTIPROCESSORS: Final = 16
-"""Attribute: the number of multiprocessors."""
-HOST_NUMA_NODE: Final = 134
-"""Attribute: the NUMA node of the host memory closest to the device; -1 where there is none."""
 
 
 class Driver:
@@ -48,7 +44,6 @@ class Driver:
     Attributes:
         version: the CUDA version it implements, as 1000 times major plus 10 times minor.
         has_batched_copy: whether :meth:`copy_batch` can be used (CUDA 12.8).
-        has_write_word: whether :meth:`write_word` can be used.
 
     Raises:
         DeviceError: there is no such library, it is too old, or it finds no device.
@@ -60,7 +55,6 @@ class Driver:
         self._call("cuInit", 0)
         self.version = self._get(c_int, "cuDriverGetVersion")
         self.has_batched_copy = self._find_batched_copy()
-        self.has_write_word = "cuStreamWriteValue32_v2" in self._functions
 
     def __repr__(self) -> str:
         batched = "batched copies" if self.has_batched_copy else "no batched copies"
@@ -71,12 +65,6 @@ class Driver:
     def device_count(self) -> int:
         """How many devices this process sees."""
         return self._get(c_int, "cuDeviceGetCount")
-
-    def device_name(self, ordinal: int) -> str:
-        """The product's name."""
-        name = create_string_buffer(256)
-        self._call("cuDeviceGetName", name, len(name), self._device(ordinal))
-        return name.value.decode(errors="replace")
 
     def attribute(self, attribute: int, ordinal: int) -> int:
         """The value of a device attribute, by its number in the driver's interface."""
@@ -218,12 +206,6 @@ class Driver:
             code = self._relaxed("cuMemcpyAsync", dst, src, nbytes, stream)
             if code:
                 raise self._error("cuMemcpyAsync", code, f"{nbytes} bytes from {src:#x} to {dst:#x}")
-
-    def write_word(self, stream: int, address: int, value: int) -> None:
-        """Queue the write of a 32-bit word, after which the writes of what is queued ahead can be seen."""
-        if not self.has_write_word:
-            raise DeviceError(f"{self} lacks cuStreamWriteValue32_v2: query events, or update the NVIDIA driver")
-        self._call("cuStreamWriteValue32_v2", stream, address, value, 0)
 
     # Kernels
 

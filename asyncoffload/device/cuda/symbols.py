@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import c_char_p, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from typing import Any, Final
 
 from asyncoffload.errors import DeviceError
@@ -24,7 +24,6 @@ REQUIRED: Final[Mapping[str, Sequence[Any]]] = {
     "cuDriverGetVersion": (_OUT,),
     "cuDeviceGetCount": (_OUT,),
     "cuDeviceGet": (_OUT, c_int),
-    "cuDeviceGetName": (_OUT, c_int, c_int),
     "cuDeviceGetAttribute": (_OUT, c_int, c_int),
     "cuDevicePrimaryCtxRetain": (_OUT, c_int),
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
@@ -63,7 +62,6 @@ THREAD_LOCAL: Final[Mapping[str, Sequence[Any]]] = {
 the GIL up costs a switch interval (5 ms), and some of them are called around every query."""
 
 OPTIONAL: Final[Mapping[str, Sequence[Any]]] = {
-    "cuStreamWriteValue32_v2": (c_void_p, c_uint64, c_uint32, c_uint),
     "cuGetProcAddress_v2": (c_char_p, _OUT, c_int, c_uint64, _OUT),
 }
 """Older drivers lack these."""

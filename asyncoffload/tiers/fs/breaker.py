@@ -11,12 +11,10 @@ class Breaker:
 
     Attributes:
         is_open: the file system is left alone, but for probes.
-        opened: how often it was opened.
     """
 
     def __init__(self) -> None:
         self.is_open = False
-        self.opened = 0
         self._answered = 0
 
     def __repr__(self) -> str:
@@ -28,7 +26,6 @@ class Breaker:
         if self.is_open:
             return False
         self.is_open = True
-        self.opened += 1
         return True
 
     def probed(self, in_time: bool) -> None:

@@ -32,7 +32,7 @@ from asyncoffload.tiers.fs.survey import (
     files_beside,
     files_in,
     layout_directories,
-    owners_of,
+    living_owners,
 )
 from asyncoffload.tiers.fs.usage import Usage
 from asyncoffload.types import Fate
@@ -52,6 +52,16 @@ class Removal:
     quarantined: Sum = field(default_factory=Sum)
     old: Sum = field(default_factory=Sum)
     over_quota: Sum = field(default_factory=Sum)
+
+    @property
+    def by_reason(self) -> dict[str, Sum]:
+        """The same, by names for figures and tables."""
+        return {
+            "leftovers": self.leftovers,
+            "quarantined": self.quarantined,
+            "older": self.old,
+            "over_quota": self.over_quota,
+        }
 
     @property
     def counted_bytes(self) -> int:
@@ -95,8 +105,7 @@ class Collection:
 
     def __init__(self, root: str, *, now: float, quota: int | None = None, older_than: float | None = None) -> None:
         self.layouts = [
-            LayoutPlan(directory, any(owner.alive for owner in owners_of(directory)))
-            for directory in layout_directories(root)
+            LayoutPlan(directory, in_use=bool(living_owners(directory))) for directory in layout_directories(root)
         ]
         self._now = now
         self._departures = Departures(root, quota)
@@ -177,7 +186,7 @@ class Collection:
         others = 0
         for file in files:
             if file.kind is Kind.TEMPORARY:
-                if file.owner in self._living(layout.directory):
+                if file.owner in living_owners(layout.directory):
                     others += 1
                 else:
                     layout.removal.leftovers.add(file)
@@ -190,9 +199,6 @@ class Collection:
             else:
                 others += 1
         return others
-
-    def _living(self, directory: LayoutDirectory) -> set[str]:
-        return {owner.name for owner in owners_of(directory) if owner.alive}
 
     def _choose(self, layouts: Sequence[LayoutPlan], lacking: int) -> int:
         """Let the oldest blocks of some directories go, of so many bytes together; returns the bytes that go."""
@@ -289,7 +295,7 @@ def _remove_empty(directory: LayoutDirectory) -> bool:
             os.rmdir(os.path.join(directory.path, parent))
     except OSError:
         return False
-    if any(owner.alive for owner in owners_of(directory)):
+    if living_owners(directory):
         return False
     shutil.rmtree(directory.path, ignore_errors=True)
     return True

@@ -13,11 +13,18 @@ from typing import Any, Literal
 import aiofiles
 from aiofiles.threadpool.text import AsyncTextIOWrapper
 
+from asyncoffload.core.layout import describe, fingerprint
 from asyncoffload.errors import ConfigError
+from asyncoffload.types import KVLayout
 
 CONFIG = "config.json"
 
 _CREATE = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def config_of(layout: KVLayout) -> dict[str, object]:
+    """What a layout's file says."""
+    return {"fingerprint": fingerprint(layout).hex(), "rank": layout.rank, **describe(layout)}
 
 
 async def agree_on_config(path: str, config: Mapping[str, object], temporary: str, executor: Executor) -> None:

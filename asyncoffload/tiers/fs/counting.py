@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from asyncoffload.core.layout import is_fan_out
-from asyncoffload.tiers.fs.blockfile import SET_ASIDE
+from asyncoffload.tiers.fs.blockfile import SET_ASIDE, TEMPORARY
 from asyncoffload.tiers.fs.owner import Leftovers, owner_of
 from asyncoffload.tiers.fs.survey import fan_out_of, files_beside, layout_directories
 from asyncoffload.tiers.fs.usage import Usage
@@ -95,7 +95,7 @@ class Census:
 def _files(place: str, leftovers: Leftovers) -> Iterator[Candidate]:
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(place) as entries:
         for entry in entries:
-            owner = owner_of(entry.name) if entry.name.endswith(".tmp") else None
+            owner = owner_of(entry.name) if entry.name.endswith(TEMPORARY) else None
             if owner is not None:
                 leftovers.remove_if_dead(entry.path, owner)
                 continue

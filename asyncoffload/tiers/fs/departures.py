@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from asyncoffload.core.layout import key_of
 from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.complaints import Complaints
+from asyncoffload.tiers.fs.blockfile import SET_ASIDE
 from asyncoffload.types import Fate
 
 DEPARTURES, OLDER_DEPARTURES = "departures", "departures.old"
@@ -41,7 +42,6 @@ MAX_WAITING = 16_384
 
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_SUFFIX = ".bin"
 _WRITE_BYTES = 64 << 10
 _PIECE_BYTES = 1 << 20
 
@@ -100,7 +100,7 @@ class Departures:
 
     def note(self, path: str, nbytes: int, what: Fate, why: str = "") -> None:
         """A file left, below the directory of a layout; it is written down with the next :meth:`flush`."""
-        place = path.removeprefix(self._below).removesuffix(".bad")
+        place = path.removeprefix(self._below).removesuffix(SET_ASIDE)
         line = f"{self._clock():.6f} {what.value} {why or '-'} {nbytes} {place}\n"
         with self._adding:
             self._waiting.append(os.fsencode(line))
@@ -233,7 +233,7 @@ def _departure(line: bytes) -> Departure | None:
         when, what, why, nbytes, path = line.decode("ascii").split(" ")
         directory, parent, name = path.split("/")
         key = key_of(parent, name)
-        if key is None or not name.endswith(_SUFFIX) or when[-7:-6] != ".":
+        if key is None or when[-7:-6] != ".":
             return None
         return Departure(float(when), Fate(what), "" if why == "-" else why, int(nbytes), directory, key)
     except ValueError:

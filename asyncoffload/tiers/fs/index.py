@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -31,7 +32,7 @@ class BlockIndex:
         # Many small sets: a large one stands still for tens of milliseconds whenever it has to grow.
         self._present: list[set[OffloadKey]] = [set() for _ in range(256)]
         self._count = 0
-        self._missed: dict[OffloadKey, float] = {}
+        self._missed: OrderedDict[OffloadKey, float] = OrderedDict()  # by the time until which a miss is believed
         self._looks: dict[object, set[OffloadKey]] = {}
 
     def __len__(self) -> int:
@@ -89,9 +90,12 @@ class BlockIndex:
 
     def missed(self, keys: Iterable[OffloadKey], now: float) -> None:
         """The blocks were looked for and are not there."""
-        self._missed.update(dict.fromkeys(keys, now + self._miss_seconds))
-        while len(self._missed) > MAX_MISSES:
-            del self._missed[next(iter(self._missed))]
+        missed = self._missed
+        for key in keys:
+            missed[key] = now + self._miss_seconds
+            missed.move_to_end(key)
+        while missed and (len(missed) > MAX_MISSES or next(iter(missed.values())) <= now):
+            missed.popitem(last=False)
 
     def unknown(self, keys: Sequence[OffloadKey], now: float) -> list[OffloadKey]:
         """Those of the keys that only a look at the disk can tell about."""

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from asyncoffload.core.journal import Journal, about
+from asyncoffload.core.journal import TROUBLE, Journal, about
 from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.complaints import Complaints
 from asyncoffload.tiers.event_log import EventLog
@@ -20,8 +20,7 @@ logger = logging.getLogger("asyncoffload.tiers.fs")
 TROUBLES = 2_048
 """Blocks of which it is remembered why they were not moved, for :meth:`Ledger.history`."""
 
-_TOLD = {Status.SHED: Fate.SHED, Status.CORRUPT: Fate.CORRUPT, Status.FAILED: Fate.FAILED}
-_TOLD |= {Status.TIMED_OUT: Fate.TIMED_OUT}
+_TOLD = {Status.SHED, Status.CORRUPT, Status.FAILED, Status.TIMED_OUT}
 
 
 class Ledger:
@@ -68,9 +67,9 @@ class Ledger:
         """Write down why blocks were not moved."""
         causes: dict[tuple[Fate, str], list[OffloadKey]] = {}
         for key, outcome in outcomes.items():
-            if (what := _TOLD.get(outcome.status)) is not None:
+            if outcome.status in _TOLD:
                 why = outcome.why or str(outcome.error or "")
-                causes.setdefault((what, why), []).append(key)
+                causes.setdefault((TROUBLE[outcome.status], why), []).append(key)
         for (what, why), keys in causes.items():
             self._journal.add(what, keys, why=why, call=direction)
         self._journal.date(time.time())

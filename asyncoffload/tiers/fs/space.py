@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Literal
 
-from asyncoffload.core.layout import block_path, describe, directory_name, fingerprint, is_fan_out, key_of
+from asyncoffload.core.layout import block_path, directory_name, fingerprint, is_fan_out, key_of
 from asyncoffload.errors import ConfigError
 from asyncoffload.keys import OffloadKey, block_hash_of
 from asyncoffload.tiers.fs.blockfile import BlockFiles
-from asyncoffload.tiers.fs.config_file import CONFIG
+from asyncoffload.tiers.fs.config_file import CONFIG, config_of
 from asyncoffload.tiers.fs.counting import has_files
 from asyncoffload.tiers.fs.departures import Departure, Departures, departures_of
 from asyncoffload.tiers.fs.directio import file_system_takes_direct_io
@@ -69,7 +69,7 @@ class BlockSpace:
     ) -> None:
         self.root_dir = root_dir
         self.directory = os.path.join(root_dir, directory_name(layout))
-        self.config = {"fingerprint": fingerprint(layout).hex(), "rank": layout.rank, **describe(layout)}
+        self.config = config_of(layout)
         self.format = BlockFormat(fingerprint(layout), layout.rank)
         self._direct_io = direct_io
         self._aligned = aligned

@@ -7,16 +7,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from asyncoffload.core.layout import FORMAT_VERSION, describe, directory_name, fingerprint
+from asyncoffload.core.layout import FORMAT_VERSION, directory_name
 from asyncoffload.errors import ConfigError, InvalidArgument
-from asyncoffload.tiers.fs.config_file import CONFIG
+from asyncoffload.tiers.fs.config_file import CONFIG, config_of
 from asyncoffload.tiers.fs.survey import LayoutDirectory
 from asyncoffload.types import KVGroup, KVLayout
-
-
-def config_of(layout: KVLayout) -> dict[str, object]:
-    """What a layout's ``config.json`` says."""
-    return {"fingerprint": fingerprint(layout).hex(), "rank": layout.rank, **describe(layout)}
 
 
 def read_stored_layout(directory: LayoutDirectory) -> KVLayout:

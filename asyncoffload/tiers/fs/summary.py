@@ -35,6 +35,12 @@ class Sum:
         self.nbytes += file.nbytes
         self.disk_bytes += file.disk_bytes
 
+    def include(self, other: Sum) -> None:
+        """Count what another sum counts."""
+        self.files += other.files
+        self.nbytes += other.nbytes
+        self.disk_bytes += other.disk_bytes
+
 
 @dataclass(slots=True)
 class LayoutSummary:

@@ -164,6 +164,11 @@ def owners_of(directory: LayoutDirectory) -> list[SeenOwner]:
     return [owner for owner in seen if owner is not None]
 
 
+def living_owners(directory: LayoutDirectory) -> set[str]:
+    """The names of the processes that use the directory of a layout now."""
+    return {owner.name for owner in owners_of(directory) if owner.alive}
+
+
 def _found(entry: os.DirEntry[str], parent: str) -> FoundFile | None:
     try:
         status = entry.stat(follow_symlinks=False)

@@ -234,10 +234,6 @@ class Usage(AccountFile):
         """Become the one who keeps house, unless somebody is."""
         return self._locks.take(HOUSEKEEPING)
 
-    def drop_housekeeping(self) -> None:
-        """Leave it to somebody else."""
-        self._locks.drop(HOUSEKEEPING)
-
     def leave(self) -> None:
         """Enter what this user has added into what was counted, and go; idempotent.
 

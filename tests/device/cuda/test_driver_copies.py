@@ -149,20 +149,3 @@ def test_without_the_entry_point_batches_are_refused_and_single_copies_go(fake: 
     driver.copy_one(device, host, 8, stream)
     driver.synchronize_stream(stream)
     assert (memory(device, 8) == memory(host, 8)).all()
-
-
-def test_a_word_is_written_behind_the_copies(machine: Machine) -> None:
-    if not machine.driver.has_write_word:
-        pytest.skip("the driver cannot write words")
-    word = machine.pinned(PAGE, 0).view(np.uint32)
-    source, device = machine.pinned(machine.slow_bytes // 8, 9), machine.on_device(machine.slow_bytes // 8)
-    machine.driver.copy_one(device, at(source), len(source), machine.stream)
-    machine.driver.write_word(machine.stream, at(word) + 4, 0xFFFF_FFFE)
-    machine.driver.synchronize_stream(machine.stream)
-    assert word[:3].tolist() == [0, 0xFFFF_FFFE, 0]
-
-
-def test_where_words_cannot_be_written_the_error_says_what_to_do_instead(driver: Driver) -> None:
-    driver.has_write_word = False
-    with pytest.raises(DeviceError, match="query events"):
-        driver.write_word(driver.create_stream(), 0, 1)

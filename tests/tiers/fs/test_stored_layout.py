@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from asyncoffload.core.layout import directory_name
 from asyncoffload.errors import ConfigError
-from asyncoffload.tiers.fs.stored_layout import config_of, read_stored_layout
+from asyncoffload.tiers.fs.config_file import config_of
+from asyncoffload.tiers.fs.stored_layout import read_stored_layout
 from asyncoffload.tiers.fs.survey import LayoutDirectory, layout_directories
 from asyncoffload.types import KVGroup, KVLayout
 

@@ -194,7 +194,6 @@ def test_one_at_a_time_keeps_house(tmp_path: Path) -> None:
     assert not second.take_housekeeping()
     first.abandon()
     assert second.take_housekeeping()
-    second.drop_housekeeping()
     second.leave()
 
 

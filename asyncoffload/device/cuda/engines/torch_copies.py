@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from asyncoffload.core.coalesce import CopyBatch
 from asyncoffload.device.base import Direction
 from asyncoffload.errors import InvalidArgument
 from asyncoffload.types import Int64s
-
-CPU_STREAM: Final = 0
-"""The handle under which copies between tensors in host memory happen at once."""
 
 
 class TorchEngine:

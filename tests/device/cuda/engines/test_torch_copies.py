@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from asyncoffload.core.coalesce import CopyBatch
-from asyncoffload.device.cuda.engines.torch_copies import CPU_STREAM, TorchEngine
+from asyncoffload.device.cuda.engines.torch_copies import TorchEngine
 from asyncoffload.errors import InvalidArgument
 
 N, PAGE = 16, 48
+NO_STREAM = 0
 
 
 def _tensors() -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,7 +30,7 @@ def test_pages_arrive_and_nothing_else_changes() -> None:
     engine = TorchEngine(None)
     engine.know(source, destination)
     batch = _copies(destination, source, (3, 0, PAGE), (0, 15, 7), (15, 3, PAGE))
-    engine.launch(batch, CPU_STREAM, direction="load", source_final=False)
+    engine.launch(batch, NO_STREAM, direction="load", source_final=False)
     expected = torch.full_like(destination, 0xA5)
     expected[3], expected[0, :7], expected[15] = source[0], source[15, :7], source[3]
     assert torch.equal(destination, expected)
@@ -42,7 +43,7 @@ def test_bytes_are_bytes_in_any_view_of_a_storage() -> None:
     engine = TorchEngine(None)
     engine.know(part, destination)
     batch = CopyBatch(*(np.array([n], dtype=np.int64) for n in (destination.data_ptr(), part.data_ptr(), 20)))
-    engine.launch(batch, CPU_STREAM, direction="store", source_final=False)
+    engine.launch(batch, NO_STREAM, direction="store", source_final=False)
     assert torch.equal(destination.view(torch.uint8), storage[102:107].view(torch.uint8))
 
 
@@ -55,7 +56,7 @@ def test_a_copy_outside_the_tensors_is_refused_before_any(at: int, nbytes: int) 
     with pytest.raises(InvalidArgument, match="know"):
         engine.launch(
             _copies(destination, source, (0, 0, PAGE), (at, 1, nbytes)),
-            CPU_STREAM,
+            NO_STREAM,
             direction="load",
             source_final=False,
         )
@@ -68,4 +69,4 @@ def test_what_was_forgotten_cannot_be_copied() -> None:
     engine.know(source, destination)
     engine.close()
     with pytest.raises(InvalidArgument):
-        engine.launch(_copies(destination, source, (0, 0, 8)), CPU_STREAM, direction="load", source_final=False)
+        engine.launch(_copies(destination, source, (0, 0, 8)), NO_STREAM, direction="load", source_final=False)

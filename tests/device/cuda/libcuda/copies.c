@@ -111,16 +111,3 @@ CUresult cuMemcpyAsync(CUdeviceptr dst, CUdeviceptr src, size_t ByteCount, CUstr
     }
     return RESULT(code);
 }
-
-CUresult cuStreamWriteValue32_v2(CUstream hStream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) {
-    int code = enter("cuStreamWriteValue32_v2", NEEDS_CONTEXT), pageable = 0, on_device;
-    Stream *stream = code ? NULL : find_stream(hStream);
-    if (!code && !stream) code = INVALID_HANDLE;
-    if (!code && (flags > 1 || addr % 4 || check_operand(addr, 4, &pageable, &on_device) || pageable)) code = INVALID_VALUE;
-    if (!code) {
-        Op *op = new_op(WRITE_WORD, 1);
-        op->dst[0] = addr, op->sizes[0] = 4, op->value = value;
-        submit(stream, op);
-    }
-    return RESULT(code);
-}

@@ -80,12 +80,6 @@ CUresult cuDeviceGet(CUdevice *device, int ordinal) {
     return RESULT(code);
 }
 
-CUresult cuDeviceGetName(char *name, int len, CUdevice dev) {
-    int code = enter("cuDeviceGetName", 0);
-    if (!code && !(code = ordinal_ok(dev))) snprintf(name, (size_t)len, "fake device %d", dev);
-    return RESULT(code);
-}
-
 CUresult cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev) {
     int code = enter("cuDeviceGetAttribute", 0);
     if (!code && !(code = ordinal_ok(dev))) {

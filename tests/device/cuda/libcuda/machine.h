@@ -53,7 +53,7 @@ typedef struct Event {
     int captured_in; /* the capture in which it was recorded last, 0: none */
 } Event;
 
-typedef enum { COPY, KERNEL_COPY, FILL, WRITE_WORD, RECORD, WAIT } Kind;
+typedef enum { COPY, KERNEL_COPY, FILL, RECORD, WAIT } Kind;
 
 typedef struct Op {
     struct Op *next;

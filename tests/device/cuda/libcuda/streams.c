@@ -110,7 +110,6 @@ static int perform(const Op *op) {
     int code = OK;
     for (size_t i = 0; i < op->n && !code; i++) {
         if (op->kind == FILL) memset((void *)op->dst[i], (int)op->value, op->sizes[i]);
-        else if (op->kind == WRITE_WORD) __atomic_store_n((uint32_t *)op->dst[i], op->value, __ATOMIC_SEQ_CST);
         else if (op->kind == COPY && op->early[i]) memcpy((void *)op->dst[i], op->early[i], op->sizes[i]);
         else if (op->kind == KERNEL_COPY) code = kernel_copy(op->dst[i], op->src[i], op->sizes[i] * op->unit, op->unit);
         else code = read_bytes((char *)op->dst[i], op->src[i], op->sizes[i]);
