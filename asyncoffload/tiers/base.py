@@ -154,6 +154,26 @@ class SecondaryTierManager(AsyncResource):
         """
 
 
+def checked_shape(primary_kv_view: memoryview, layout: KVLayout) -> tuple[int, int]:
+    """The number of slots of a primary's view, and the bytes of each, which are enough for a block.
+
+    Raises:
+        InvalidArgument: the view is none of slots, or they are too small.
+    """
+    if primary_kv_view.ndim != 2 or primary_kv_view.format != "B" or primary_kv_view.readonly:
+        raise InvalidArgument(
+            "the primary's view must be writable bytes of shape (n_slots, slot_bytes), got "
+            f"format {primary_kv_view.format!r}, shape {primary_kv_view.shape}: pass HostRegion.view"
+        )
+    n_slots, slot_bytes = primary_kv_view.shape or (0, 0)
+    if slot_bytes < layout.block_bytes:
+        raise InvalidArgument(
+            f"slots of {slot_bytes} bytes cannot hold the layout's blocks of {layout.block_bytes} bytes: "
+            "make the primary with the same layout"
+        )
+    return n_slots, slot_bytes
+
+
 def check_job(job: TransferJob, layout: KVLayout, n_slots: int) -> None:
     """Make sure that the slots and groups of a job exist, before anything is moved.
 

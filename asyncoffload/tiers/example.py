@@ -16,7 +16,7 @@ import xxhash
 
 from asyncoffload.errors import ClosedError, CorruptBlockError
 from asyncoffload.keys import OffloadKey, group_of
-from asyncoffload.tiers.base import SecondaryTierManager, check_job
+from asyncoffload.tiers.base import SecondaryTierManager, check_job, checked_shape
 from asyncoffload.tiers.event_log import EventLog
 from asyncoffload.types import (
     ANONYMOUS,
@@ -47,9 +47,13 @@ class ExampleSecondaryTierManager(SecondaryTierManager):
         layout: what the bytes of a block mean.
         primary_kv_view: the primary's slots, shape ``(n_slots, slot_bytes)``, format ``B``, writable.
         tier_type: the tier's name.
+
+    Raises:
+        InvalidArgument: the view is none of slots, or they are too small.
     """
 
     def __init__(self, layout: KVLayout, primary_kv_view: memoryview, tier_type: str = "memory") -> None:
+        checked_shape(primary_kv_view, layout)
         self.tier_type = tier_type
         self._layout = layout
         self._slots: Bytes = np.asarray(primary_kv_view)

@@ -23,9 +23,9 @@ from asyncoffload.integrations.vllm.versions import check_vllm
 from asyncoffload.sync.tier import SyncSecondaryTier
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.tiers.example import ExampleSecondaryTierManager
-from asyncoffload.tiers.fs.blockfile import BlockFiles
+from asyncoffload.tiers.fs.blockfile import BlockFiles, make_block_files
 from asyncoffload.tiers.fs.format import BlockFormat
-from asyncoffload.tiers.fs.manager import FileSystemTierManager, make_block_files
+from asyncoffload.tiers.fs.manager import FileSystemTierManager
 from asyncoffload.tiers.fs.sizing import auto_io_threads
 from asyncoffload.types import JobResult, KVLayout, LookupResult
 

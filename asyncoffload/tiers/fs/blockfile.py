@@ -259,6 +259,11 @@ class BlockFiles:
             done += moved
 
 
+def make_block_files(block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
+    """What a tier uses unless it is given something else: the operating system's own calls."""
+    return BlockFiles(block_format, owner, direct=direct)
+
+
 def _without_first(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
     rest = []
     for buffer in buffers:

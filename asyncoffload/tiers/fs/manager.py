@@ -12,15 +12,15 @@ from functools import partial
 from asyncoffload.aio.dual_queue import DualQueueThreadPool
 from asyncoffload.aio.pool_stats import PoolStats
 from asyncoffload.aio.waiting import outlive
-from asyncoffload.errors import ClosedError, InvalidArgument, TierUnavailable
+from asyncoffload.errors import ClosedError, TierUnavailable
 from asyncoffload.keys import OffloadKey
-from asyncoffload.tiers.base import SecondaryTierManager, check_job
+from asyncoffload.tiers.base import SecondaryTierManager, check_job, checked_shape
 from asyncoffload.tiers.event_log import EventLog
-from asyncoffload.tiers.fs.blockfile import BlockFiles
+from asyncoffload.tiers.fs.blockfile import make_block_files
 from asyncoffload.tiers.fs.directio import slots_are_aligned
 from asyncoffload.tiers.fs.durable_moving import DurableMover
 from asyncoffload.tiers.fs.explaining import findings
-from asyncoffload.tiers.fs.format import BlockFormat, file_bytes
+from asyncoffload.tiers.fs.format import file_bytes
 from asyncoffload.tiers.fs.index import BlockIndex
 from asyncoffload.tiers.fs.jobs import RunningJobs
 from asyncoffload.tiers.fs.ledger import Ledger
@@ -52,11 +52,6 @@ IO_TIMEOUT = 10.0
 
 PORTION = 256
 """Names that are looked at in one call."""
-
-
-def make_block_files(block_format: BlockFormat, owner: str, direct: bool) -> BlockFiles:
-    """What a tier uses unless it is given something else: the operating system's own calls."""
-    return BlockFiles(block_format, owner, direct=direct)
 
 
 class FileSystemTierManager(SecondaryTierManager):
@@ -119,17 +114,7 @@ class FileSystemTierManager(SecondaryTierManager):
         free: Callable[[str], int] = free_bytes,
         make_files: MakeFiles = make_block_files,
     ) -> None:
-        if primary_kv_view.ndim != 2 or primary_kv_view.format != "B" or primary_kv_view.readonly:
-            raise InvalidArgument(
-                "the primary's view must be writable bytes of shape (n_slots, slot_bytes), got "
-                f"format {primary_kv_view.format!r}, shape {primary_kv_view.shape}: pass HostRegion.view"
-            )
-        self._n_slots, self._slot_bytes = primary_kv_view.shape or (0, 0)
-        if self._slot_bytes < layout.block_bytes:
-            raise InvalidArgument(
-                f"slots of {self._slot_bytes} bytes cannot hold the layout's blocks of {layout.block_bytes} bytes: "
-                "make the primary with the same layout"
-            )
+        self._n_slots, self._slot_bytes = checked_shape(primary_kv_view, layout)
         self.tier_type = tier_type
         self._layout = layout
         self._view = primary_kv_view.cast("B")
@@ -151,12 +136,12 @@ class FileSystemTierManager(SecondaryTierManager):
         self._clock, self._now = clock, now
         self._renewals = Renewals(clock)
         self._syncs = SyncGroups(f"asyncoffload-{tier_type}-sync", clock) if durability == "fsync" else None
+        self._index = BlockIndex(lambda key: file_bytes(self._mover.payload_bytes(key)))
         mover = self._space, self._view, self._slot_bytes, payload_bytes, tier_type, self._renewals
-        self._mover = DurableMover(*mover, self._syncs, self._is_known) if self._syncs else BlockMover(*mover)
+        self._mover = DurableMover(*mover, self._syncs, self._index.__contains__) if self._syncs else BlockMover(*mover)
         self._jobs = RunningJobs(self._pool, self._mover.payload_bytes, now, self._syncs)
         self._watch = Watch(tier_type, io_timeout, self._jobs, self._space.probe, clock, self._syncs)
         self._io_timeout = io_timeout
-        self._index = BlockIndex(lambda key: file_bytes(self._mover.payload_bytes(key)))
         self._ledger = Ledger(self._index, EventLog(tier_type, layout.tokens_per_block), clock)
         self._residence = Residence(tier_type, self._space, self._index, self._ledger, self._watch, io_timeout)
         self._clerk = self._residence.clerk
@@ -269,11 +254,8 @@ class FileSystemTierManager(SecondaryTierManager):
             if key in self._index and self._renewals.is_due(key)
         ]
         for first in range(0, len(due), PORTION):
-            portion = due[first : first + PORTION]
             with suppress(TierUnavailable):
-                await self._clerk.run(
-                    partial(self._space.touch, [key for key, _ in portion], [used for _, used in portion])
-                )
+                await self._clerk.run(partial(self._space.touch, due[first : first + PORTION]))
 
     async def explain(self, key: OffloadKey) -> Findings:
         """As the base class, with what lies beside it and what is written in the root's journal; a look at the disk.
@@ -351,9 +333,6 @@ class FileSystemTierManager(SecondaryTierManager):
                 self._syncs.shutdown()
             self._view.release()
             self._left = True
-
-    def _is_known(self, key: OffloadKey) -> bool:
-        return key in self._index
 
     def _refuses(self, key: OffloadKey) -> bool:
         return self._watch.is_paused or key in self._jobs.hanging

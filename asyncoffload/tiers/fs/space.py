@@ -247,9 +247,9 @@ class BlockSpace:
             os.close(fd)
             calls.unlink(path)
 
-    def touch(self, keys: Sequence[OffloadKey], used: Sequence[int]) -> None:
+    def touch(self, used: Sequence[tuple[OffloadKey, int]]) -> None:
         """Renew the times of some blocks, nanoseconds since the epoch."""
-        for key, when in zip(keys, used, strict=True):
+        for key, when in used:
             with suppress(OSError):
                 os.utime(self.path(key), ns=(when, when), follow_symlinks=False)
 

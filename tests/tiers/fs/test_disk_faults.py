@@ -19,9 +19,9 @@ from asyncoffload.core.layout import block_path, directory_name, fingerprint
 from asyncoffload.errors import TierIOError, TransferTimeout
 from asyncoffload.keys import OffloadKey
 from asyncoffload.testing import FaultyDisk, Refused, Slots, small_layout, some_keys
-from asyncoffload.tiers.fs.blockfile import BlockFiles
+from asyncoffload.tiers.fs.blockfile import BlockFiles, make_block_files
 from asyncoffload.tiers.fs.format import BlockFormat, checksum
-from asyncoffload.tiers.fs.manager import FileSystemTierManager, make_block_files
+from asyncoffload.tiers.fs.manager import FileSystemTierManager
 from asyncoffload.tiers.fs.space import MakeFiles
 from asyncoffload.tiers.fs.system_calls import SystemCalls
 from asyncoffload.types import JobResult, LookupResult, Status

@@ -18,9 +18,9 @@ from asyncoffload.errors import ConfigError, TierIOError
 from asyncoffload.keys import OffloadKey
 from asyncoffload.testing import FaultyDisk, Refused, Slots, small_layout, some_keys
 from asyncoffload.testing.faulty_disk import DiskCall
-from asyncoffload.tiers.fs.blockfile import BlockFiles
+from asyncoffload.tiers.fs.blockfile import BlockFiles, make_block_files
 from asyncoffload.tiers.fs.format import BlockFormat, file_bytes
-from asyncoffload.tiers.fs.manager import FileSystemTierManager, make_block_files
+from asyncoffload.tiers.fs.manager import FileSystemTierManager
 from asyncoffload.tiers.fs.space import MakeFiles
 from asyncoffload.tiers.fs.syncing import MAX_OPEN
 from asyncoffload.tiers.fs.system_calls import SystemCalls
