@@ -17,7 +17,7 @@ from asyncoffload.core.verdict import cause, span
 from asyncoffload.keys import block_hash_of, group_of
 from asyncoffload.tiers.fs.checking import BlockChecker, State, Verdict, header_of
 from asyncoffload.tiers.fs.departures import Departure
-from asyncoffload.tiers.fs.finding import Place, departures_named, places_of
+from asyncoffload.tiers.fs.finding import PlaceOfBlock, departures_named, places_of
 from asyncoffload.tiers.fs.format import Header
 from asyncoffload.tiers.fs.survey import Kind, layout_directories, living_owners
 from asyncoffload.types import Fate
@@ -29,7 +29,7 @@ _SHOWN = 10
 class InspectedFile:
     """A file that is about the block."""
 
-    place: Place
+    place: PlaceOfBlock
     layout: CheckedLayout
     header: Header | None
     verdict: Verdict
@@ -81,7 +81,7 @@ class InspectBlockCommand:
         return Group(*(_table(file, now) for file in files[:_SHOWN]), *rest, *history)
 
 
-def _inspected(place: Place, layout: CheckedLayout) -> InspectedFile:
+def _inspected(place: PlaceOfBlock, layout: CheckedLayout) -> InspectedFile:
     header, file = None, place.file
     with suppress(OSError):
         header = header_of(file.path)

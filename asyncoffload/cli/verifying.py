@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from asyncoffload.errors import ConfigError
+from asyncoffload.tiers.fs.account_file import bucket_of
 from asyncoffload.tiers.fs.checking import BlockChecker, State, Verdict
 from asyncoffload.tiers.fs.departures import Departures
 from asyncoffload.tiers.fs.pace import Pace
 from asyncoffload.tiers.fs.stored_layout import read_stored_layout
 from asyncoffload.tiers.fs.survey import FoundFile, Kind, LayoutDirectory, fan_out_of, files_in
-from asyncoffload.tiers.fs.usage import ACCOUNT, Usage, UsageBusyError, bucket_of
+from asyncoffload.tiers.fs.usage import ACCOUNT, Usage, UsageBusyError
 from asyncoffload.types import Fate, KVLayout
 
 _BATCH = 16

@@ -13,12 +13,13 @@ from asyncoffload.core.journal import DEFAULT_JOURNAL_BLOCKS
 from asyncoffload.core.ops import Hurry, Op
 from asyncoffload.core.policies import EvictionPolicy
 from asyncoffload.core.tickets import Ticket
-from asyncoffload.errors import InternalError, TierUnavailable
+from asyncoffload.errors import InternalError
 from asyncoffload.keys import OffloadKey
 from asyncoffload.managers.cpu import CPUOffloadingManager
+from asyncoffload.managers.planned import broken
 from asyncoffload.managers.planning import DEFAULT_PROMOTION_BYTES, planner_for
 from asyncoffload.managers.runner import OpRunner
-from asyncoffload.managers.tier_names import names_of
+from asyncoffload.managers.tier_names import names_of, ops_by_name, still_at_work
 from asyncoffload.managers.touching import Touches
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.tiers.base import SecondaryTierManager
@@ -145,7 +146,7 @@ class ConductingManager(CPUOffloadingManager):
 
     async def _close(self, drain: bool, drain_timeout: float, timeout: float | None) -> None:
         warning = asyncio.get_running_loop().call_later(
-            LONG_CLOSE, lambda: logger.warning("closing waits for %s", self._what_runs())
+            LONG_CLOSE, lambda: logger.warning("closing waits for %s", ops_by_name(self._names, self._running))
         )
         try:
             if drain:
@@ -159,17 +160,11 @@ class ConductingManager(CPUOffloadingManager):
         finally:
             warning.cancel()
         if self._running:
-            raise TierUnavailable(
-                f"after {timeout} s these still work on slots, leave their memory alone and close again: "
-                + self._what_runs()
-            )
+            raise still_at_work(self._names, self._running, timeout, "close")
 
     def _drop_cascades(self) -> None:
         with suppress(InternalError):
             self._plan(self._planner.shut, drain=False)
-
-    def _what_runs(self) -> str:
-        return ", ".join(f"{self._names[op.tier]} {op!r}" for op in self._running)
 
     # ---- ops
 
@@ -278,4 +273,4 @@ class ConductingManager(CPUOffloadingManager):
 
     def _check_intact(self) -> None:
         if self._failure is not None:
-            raise self._internal_error() from self._failure
+            raise broken(self._failure) from self._failure

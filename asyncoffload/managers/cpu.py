@@ -15,7 +15,7 @@ from asyncoffload.core.write import Write
 from asyncoffload.errors import CapacityError, InternalError
 from asyncoffload.keys import OffloadKey, checked_keys
 from asyncoffload.managers.leases import LoadLease, StoreLease
-from asyncoffload.managers.planned import PlannedManager, SlotMemory
+from asyncoffload.managers.planned import PlannedManager, SlotMemory, broken
 from asyncoffload.managers.room import RoomQueue
 from asyncoffload.types import (
     ANONYMOUS,
@@ -198,7 +198,7 @@ class CPUOffloadingManager(PlannedManager):
 
     def _fail(self, error: Exception) -> None:
         super()._fail(error)
-        self._room.fail(self._internal_error)
+        self._room.fail(lambda: broken(error))
 
     # ---- inside
 

@@ -102,7 +102,7 @@ class PlannedManager(OffloadingManager):
         """
         self._own_loop()
         if self._failure is not None:
-            raise self._internal_error() from self._failure
+            raise broken(self._failure) from self._failure
         try:
             if self._memory is not None:
                 self._primary.table.release(self._memory.take_released())
@@ -112,7 +112,7 @@ class PlannedManager(OffloadingManager):
             raise
         except Exception as error:
             self._fail(error)
-            raise self._internal_error() from error
+            raise broken(self._failure) from error
         return result
 
     def _after_change(self) -> None:
@@ -160,5 +160,7 @@ class PlannedManager(OffloadingManager):
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"{self!r} takes no new work")
 
-    def _internal_error(self) -> InternalError:
-        return InternalError(f"the bookkeeping of the primary tier is broken, please report it: {self._failure!r}")
+
+def broken(failure: BaseException | None) -> InternalError:
+    """What every call raises once the bookkeeping has failed."""
+    return InternalError(f"the bookkeeping of the primary tier is broken, please report it: {failure!r}")

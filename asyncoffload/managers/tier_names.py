@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from asyncoffload.core.ops import Op
 from asyncoffload.core.tiering import EVERY_TIER, TieringPlanner
-from asyncoffload.errors import ConfigError, InvalidArgument
+from asyncoffload.errors import ConfigError, InvalidArgument, TierUnavailable
 from asyncoffload.tiers.base import SecondaryTierManager
 from asyncoffload.types import CPULoadStoreSpec, RequestContext
 
@@ -45,6 +46,19 @@ def tiers_by_name(
     """
     allowed = allowed_tiers(names, ctx)
     return {name: tier for index, (name, tier) in enumerate(zip(names, tiers, strict=True)) if allowed >> index & 1}
+
+
+def ops_by_name(names: Sequence[str], ops: Iterable[Op]) -> str:
+    """The ops, each with the name of its tier, for messages."""
+    return ", ".join(f"{names[op.tier]} {op!r}" for op in ops)
+
+
+def still_at_work(names: Sequence[str], ops: Iterable[Op], timeout: float | None, again: str) -> TierUnavailable:
+    """The error that says that ops were waited for in vain for ``timeout`` seconds, and what to try again."""
+    return TierUnavailable(
+        f"after {timeout} s these still work on slots, leave their memory alone and {again} again: "
+        + ops_by_name(names, ops)
+    )
 
 
 def counts_by_name(names: Sequence[str], planner: TieringPlanner) -> dict[str, dict[str, int]]:

@@ -16,14 +16,14 @@ from asyncoffload.core.ops import Hurry, Op, OpKind
 from asyncoffload.core.tickets import PRIMARY
 from asyncoffload.core.tiering import TieringPlanner
 from asyncoffload.errors import InternalError, WrongLoopError
+from asyncoffload.managers.conducting import STRETCH_BLOCKS
+from asyncoffload.managers.planned import broken
 from asyncoffload.managers.runner import OpRunner
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.sync.handover import Handover
 from asyncoffload.sync.promises import Promises
 from asyncoffload.types import OffloadingEvent, Status
 
-STRETCH_BLOCKS = 64
-"""Blocks that are started while a caller may be kept waiting for the core."""
 TURN_STRETCHES = 16
 """Such stretches that the loop does at a time."""
 LOOP_SETTLES = 256
@@ -116,7 +116,7 @@ class Conductor:
             InternalError: something is broken.
         """
         if self.failure is not None:
-            raise self.broken() from self.failure
+            raise broken(self.failure) from self.failure
         self._loop.check()
         outermost = self.handover.enter()
         if outermost and self._inbox:
@@ -335,7 +335,7 @@ class Conductor:
         """Planning ended with this error, and who knows what was left half done: raise what its caller should see."""
         self.fail(error)
         if isinstance(error, Exception):
-            raise self.broken() from error
+            raise broken(self.failure) from error
         raise error
 
     def what_runs(self) -> list[Op]:
@@ -352,7 +352,3 @@ class Conductor:
         """Wait on the loop until no op runs, for at most so many seconds."""
         if self.running:
             await asyncio.wait(list(self.running.values()), timeout=timeout)
-
-    def broken(self) -> InternalError:
-        """What every call raises once something is broken."""
-        return InternalError(f"the bookkeeping of the primary tier is broken, please report it: {self.failure!r}")

@@ -17,16 +17,16 @@ from asyncoffload.errors import (
     ClosedError,
     InternalError,
     OffloadError,
-    TierUnavailable,
     WrongLoopError,
 )
 from asyncoffload.keys import OffloadKey
 from asyncoffload.managers.base import DEFAULT_EVENT_CAPACITY
 from asyncoffload.managers.events import EventSubscription
 from asyncoffload.managers.explaining import Explainer
+from asyncoffload.managers.planned import broken
 from asyncoffload.managers.planning import DEFAULT_PROMOTION_BYTES, planner_for, quarter_of
 from asyncoffload.managers.runner import OpRunner
-from asyncoffload.managers.tier_names import counts_by_name, names_of
+from asyncoffload.managers.tier_names import counts_by_name, names_of, still_at_work
 from asyncoffload.managers.touching import Touches
 from asyncoffload.memory.region import HostRegion
 from asyncoffload.sync.closing import GRACE_SECONDS
@@ -163,7 +163,7 @@ class SteppedManager:
             self._requests.end_step()
         conductor.leave()
         if conductor.failure is not None:
-            raise conductor.broken() from conductor.failure
+            raise broken(conductor.failure) from conductor.failure
 
     # ---- the whole
 
@@ -251,7 +251,7 @@ class SteppedManager:
             TierUnavailable: something is still in flight; it names it.
         """
         if not self._conductor.wait(lambda: self._conductor.at_rest, timeout):
-            raise self._still_running(timeout, "drain")
+            raise still_at_work(self._names, self._conductor.what_runs(), timeout, "drain")
 
     def shutdown(self, timeout: float = 30.0) -> None:
         """Take no new work, drop what is queued, and wait for what runs, which is asked to stop; idempotent.
@@ -278,7 +278,7 @@ class SteppedManager:
                 self._loop.run(lambda: self._conductor.see_ops_end(timeout), timeout + GRACE_SECONDS)
             if not self._conductor.running:
                 raise
-        raise self._still_running(timeout, "shut down")
+        raise still_at_work(self._names, self._conductor.what_runs(), timeout, "shut down")
 
     def __repr__(self) -> str:
         state = "broken" if self._conductor.failure is not None else "closed" if self._closed else "open"
@@ -292,12 +292,6 @@ class SteppedManager:
             for source in (self._primary.take_events(), events):
                 for event in source:
                     self._events.put(event)
-
-    def _still_running(self, timeout: float | None, what: str) -> TierUnavailable:
-        running = ", ".join(f"{self._names[op.tier]} {op!r}" for op in self._conductor.what_runs())
-        return TierUnavailable(
-            f"after {timeout} s these still work on slots, leave their memory alone and {what} again: {running}"
-        )
 
     def _check_open(self) -> None:
         if self._closed:

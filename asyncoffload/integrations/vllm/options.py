@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, ByteSize, Field, model_validator
 
-from asyncoffload.config import FileSystemTierSettings, MemoryTierSettings, OffloaderSettings, Settings
+from asyncoffload.config import OffloaderSettings, PositiveInt, Settings, TierSettings
 from asyncoffload.core.policies import POLICIES
 from asyncoffload.errors import ConfigError
 
@@ -20,9 +20,7 @@ def _whole_number(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-TierSettings = Annotated[FileSystemTierSettings | MemoryTierSettings, Field(discriminator="type")]
 PositiveSize = Annotated[ByteSize, Field(gt=0), BeforeValidator(_whole_number)]
-PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, strict=False)]
 
 

@@ -163,3 +163,17 @@ class AccountFile:
 def record_at(slot: int) -> int:
     """The first word of a record."""
     return HEAD + slot * RECORD
+
+
+def bucket_of(path: str) -> int:
+    """The bucket of a file, from its path: the two digits that the name of its directory begins with."""
+    slash = path.rindex("/")
+    begin = path.rindex("/", 0, slash) + 1
+    return int(path[begin : begin + 2], 16)
+
+
+def boot_id() -> int:
+    """A number that changes when the machine is started anew; 0 where the system does not tell."""
+    with suppress(OSError, ValueError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return int(file.read().strip().replace("-", "")[:15], 16)
+    return 0

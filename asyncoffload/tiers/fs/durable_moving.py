@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from asyncoffload.keys import OffloadKey
+from asyncoffload.tiers.fs.account_file import bucket_of
 from asyncoffload.tiers.fs.blockfile import BlockFiles
 from asyncoffload.tiers.fs.eviction import Evictor, Place
 from asyncoffload.tiers.fs.format import file_bytes
@@ -18,7 +19,6 @@ from asyncoffload.tiers.fs.space import BlockSpace
 from asyncoffload.tiers.fs.syncing import SyncGroups
 from asyncoffload.tiers.fs.system_calls import SystemCalls
 from asyncoffload.tiers.fs.unsynced import Unsynced
-from asyncoffload.tiers.fs.usage import bucket_of
 from asyncoffload.types import DONE, KeyOutcome
 
 _EXISTING = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -69,7 +69,7 @@ class DurableMover(BlockMover):
     def _sync_existing(self, key: OffloadKey) -> Unsynced:
         """A neighbour may have stored the block, or a process that was killed, and not have synced it yet."""
         space, path = self._space, self._space.path(key)
-        found = FoundFile(space.files, space.allowance, path, lambda error: self._failure(error, key))
+        found = ExistingFile(space.files, space.allowance, path, lambda error: self._failure(error, key))
         self._groups.add(found)
         return found
 
@@ -154,7 +154,7 @@ class StoredFile(Unsynced):
             self._evictor.settle(self._place)
 
 
-class FoundFile(Unsynced):
+class ExistingFile(Unsynced):
     """A block that is there already, by whomever.
 
     Args:

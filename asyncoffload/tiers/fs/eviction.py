@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from asyncoffload.tiers.fs.account_file import bucket_of
 from asyncoffload.tiers.fs.counting import Candidate
 from asyncoffload.tiers.fs.departures import Departures
 from asyncoffload.tiers.fs.recycling import take_over
 from asyncoffload.tiers.fs.system_calls import THE_SYSTEM, SystemCalls
-from asyncoffload.tiers.fs.usage import Usage, bucket_of
+from asyncoffload.tiers.fs.usage import Usage
 from asyncoffload.types import Fate
 
 MAX_CANDIDATES = 65_536

@@ -17,7 +17,7 @@ _DIGITS = re.compile(rf"[0-9a-f]{{{SHORTEST},{2 * (MAX_HASH_BYTES + GROUP_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PlaceOfBlock:
     """A file that is about a block: the block itself, one that is being written, or one in quarantine."""
 
     directory: LayoutDirectory
@@ -25,7 +25,7 @@ class Place:
     key: OffloadKey
 
 
-def places_of(directories: list[LayoutDirectory], name: str) -> list[Place]:
+def places_of(directories: list[LayoutDirectory], name: str) -> list[PlaceOfBlock]:
     """The files that are about a block. Blocks for reading one or a few directories.
 
     Args:
@@ -42,7 +42,9 @@ def places_of(directories: list[LayoutDirectory], name: str) -> list[Place]:
         for parent in fan_out_of(directory):
             if parent.startswith(digits[:2]):
                 files = files_in(directory, parent)
-                found += [Place(directory, file, file.key) for file in files if file.key and _is(file.key, digits)]
+                found += [
+                    PlaceOfBlock(directory, file, file.key) for file in files if file.key and _is(file.key, digits)
+                ]
     return sorted(found, key=lambda place: (place.key, place.file.path))
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from asyncoffload.errors import CorruptBlockError
 from asyncoffload.keys import OffloadKey, group_of
+from asyncoffload.tiers.fs.account_file import bucket_of
 from asyncoffload.tiers.fs.eviction import Place
 from asyncoffload.tiers.fs.format import file_bytes
 from asyncoffload.tiers.fs.outcomes import SHED_BY, Moved, corrupt, refused
 from asyncoffload.tiers.fs.recency import Renewals
 from asyncoffload.tiers.fs.space import BlockSpace
-from asyncoffload.tiers.fs.usage import bucket_of
 from asyncoffload.types import CANCELLED, DONE, MISSING, KeyOutcome, TransferJob
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}

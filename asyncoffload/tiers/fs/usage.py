@@ -50,6 +50,7 @@ from asyncoffload.tiers.fs.account_file import (
     WORTH,
     AccountFile,
     Worth,
+    boot_id,
     record_at,
 )
 from asyncoffload.tiers.fs.account_file import UsageBusyError as UsageBusyError
@@ -273,13 +274,13 @@ class Usage(AccountFile):
 
     def _arrive_alone(self) -> None:
         """The first to come does not take it for granted that all went well before."""
-        worth = Worth.DOUBTFUL if self._word(BOOT) == _boot() or self._word(CLEAN) else Worth.UNKNOWN
+        worth = Worth.DOUBTFUL if self._word(BOOT) == boot_id() or self._word(CLEAN) else Worth.UNKNOWN
         if not self.is_fresh:
             for bucket in range(BUCKETS):
                 if self._worth[bucket] > worth:
                     self._put(WORTH + bucket, worth)
         was_clean = self._word(CLEAN)
-        self._put(BOOT, _boot())
+        self._put(BOOT, boot_id())
         self._put(CLEAN, 0)
         if was_clean:
             os.fsync(self._fd)  # a loss of power must not bring it back: what was counted would be believed
@@ -348,17 +349,3 @@ class Usage(AccountFile):
         records = self._records[: self._n_records]
         told = records[(records[:, TOKEN] != 0) & (records[:, field] >= 0), field].tolist()
         return choose(told) if told else None
-
-
-def bucket_of(path: str) -> int:
-    """The bucket of a file, from its path: the two digits that the name of its directory begins with."""
-    slash = path.rindex("/")
-    begin = path.rindex("/", 0, slash) + 1
-    return int(path[begin : begin + 2], 16)
-
-
-def _boot() -> int:
-    """A number that changes when the machine is started anew; 0 where the system does not tell."""
-    with suppress(OSError, ValueError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return int(file.read().strip().replace("-", "")[:15], 16)
-    return 0

@@ -11,13 +11,13 @@ import pytest
 
 from asyncoffload.errors import ConfigError
 from asyncoffload.tiers.fs import usage as usage_module
-from asyncoffload.tiers.fs.account_file import BUCKETS, UsageBusyError
+from asyncoffload.tiers.fs.account_file import BUCKETS, UsageBusyError, bucket_of
 from asyncoffload.tiers.fs.counting import Census
 from asyncoffload.tiers.fs.locks import ByteLocks
 from asyncoffload.tiers.fs.quota import Allowance, Bounds
 from asyncoffload.tiers.fs.renaming import put_in_place
 from asyncoffload.tiers.fs.system_calls import THE_SYSTEM, SystemCalls
-from asyncoffload.tiers.fs.usage import Usage, bucket_of
+from asyncoffload.tiers.fs.usage import Usage
 
 BLOCK, QUOTA = 1000, 10_000
 
@@ -200,7 +200,7 @@ def test_one_at_a_time_keeps_house(tmp_path: Path) -> None:
 def test_after_a_loss_of_power_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = open_usage(tmp_path, quota=QUOTA)
     running.abandon()
-    monkeypatch.setattr(usage_module, "_boot", lambda: 42)
+    monkeypatch.setattr(usage_module, "boot_id", lambda: 42)
     after = open_usage(tmp_path, quota=QUOTA)
     assert not after.is_known
     assert not allowance_of(after).take(0, BLOCK)
@@ -212,7 +212,7 @@ def test_after_a_loss_of_power_nothing_is_known(tmp_path: Path, monkeypatch: pyt
 
 def test_after_a_clean_shutdown_the_count_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_usage(tmp_path).leave()
-    monkeypatch.setattr(usage_module, "_boot", lambda: 42)
+    monkeypatch.setattr(usage_module, "boot_id", lambda: 42)
     after = open_usage(tmp_path)
     assert after.is_known
     after.leave()
