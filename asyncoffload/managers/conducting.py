@@ -98,7 +98,7 @@ class ConductingManager(CPUOffloadingManager):
     # ---- the whole
 
     async def settle(self) -> None:
-        """Wait until every cascade that was offered has ended. Cancelled, it leaves at once, and they go on."""
+        """Wait until every cascade that was offered has ended. Cancellation: leaves at once; they go on."""
         self._check_open()
         await self._until_settled()
 
@@ -106,7 +106,7 @@ class ConductingManager(CPUOffloadingManager):
         """Copy every block of the primary to the tiers that have no copy of it, and wait until that has ended.
 
         Blocks that are being written count, once they are ready, only for the next time. What a tier does not take
-        stays as it is, and is counted. Cancelled, it leaves at once, and the copying goes on.
+        stays as it is, and is counted. Cancellation: leaves at once; the copying goes on.
 
         Raises:
             ClosedError: the manager was closed.

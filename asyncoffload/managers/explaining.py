@@ -66,7 +66,7 @@ class Explainer:
     ) -> Callable[[], Coroutine[None, None, Explanation]]:
         """Ask about a block, by whoever has the primary; the answer comes from a coroutine on the loop of the tiers.
 
-        It waits for tiers until the deadline, by default for :data:`PATIENCE` seconds. Cancelled, it leaves at once.
+        It waits for tiers until the deadline, by default for :data:`PATIENCE` seconds. Cancellation: leaves at once.
 
         Raises:
             InvalidArgument: the key is malformed, or the context names a tier that does not exist.

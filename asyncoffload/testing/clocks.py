@@ -16,7 +16,7 @@ class Clock(Protocol):
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait on this clock. If cancelled: leaves at once."""
+        """Wait on this clock. Cancellation: leaves at once."""
         ...
 
 
@@ -62,7 +62,7 @@ class ManualClock:
                 woken.set_result(None)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait until :meth:`advance` has brought the time. If cancelled: leaves at once."""
+        """Wait until :meth:`advance` has brought the time. Cancellation: leaves at once."""
         woken = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleeping, (self.now + seconds, next(self._serial), woken))
         self.advance(0.0)

@@ -72,7 +72,7 @@ class Gate(Generic[T]):
             self._release(min(count, len(self._held)))
 
     async def passing(self, what: T) -> None:
-        """Pass, or wait until the test says so. If cancelled: leaves at once."""
+        """Pass, or wait until the test says so. Cancellation: leaves at once."""
         with self._lock:
             if self._passes(what):
                 return

@@ -41,6 +41,8 @@ class SecondaryTierManager(AsyncResource):
       that did not end in DONE, the bytes of that slot are undefined.
     * **A block appears whole or not at all**, and is visible to ``lookup`` at the latest when ``store`` returns.
 
+    Cancellation: methods that do not say otherwise leave at once; what they have begun may go on, touching no slot.
+
     One event loop uses a tier. Constructors need no running loop; whatever a tier needs (threads, connections,
     directories) it sets up in :meth:`start`, which every other coroutine method calls by itself.
 
@@ -75,7 +77,7 @@ class SecondaryTierManager(AsyncResource):
         A key that the tier has already is DONE. A key of ``job.unwanted`` may be skipped as CANCELLED; a tier that is
         overloaded may refuse keys as SHED.
 
-        If cancelled: what has not begun never starts, what is under way ends, then ``CancelledError`` is raised.
+        Cancellation: what has not begun never starts, what is under way ends, then ``CancelledError`` is raised.
         Blocks that were stored by then stay.
 
         Raises:
@@ -87,7 +89,7 @@ class SecondaryTierManager(AsyncResource):
     async def load(self, job: TransferJob) -> JobResult:
         """Bring blocks into the job's slots, verified.
 
-        If cancelled: as :meth:`store`.
+        Cancellation: as :meth:`store`.
 
         Raises:
             ClosedError: the tier was closed.
@@ -147,7 +149,7 @@ class SecondaryTierManager(AsyncResource):
             drain_timeout: seconds after which queued stores are dropped all the same.
             timeout: seconds to wait for work that is running; None: as long as it takes.
 
-        If cancelled: everything queued is dropped, running work is awaited, then ``CancelledError`` is raised.
+        Cancellation: everything queued is dropped, running work is awaited, then ``CancelledError`` is raised.
 
         Raises:
             TierUnavailable: something still ran after ``timeout``, and may still touch its slots.

@@ -99,7 +99,7 @@ class _Line:
         self._free_at = -math.inf
 
     async def pass_block(self, nbytes: int) -> None:
-        """Return when the block has passed. If cancelled: leaves at once; its time on the line is lost."""
+        """Return when the block has passed. Cancellation: leaves at once; its time on the line is lost."""
         now = self._clock()
         self._free_at = max(now, self._free_at) + nbytes / self.speed.bandwidth
         await self._clock.sleep(self._free_at - now)

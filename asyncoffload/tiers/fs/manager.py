@@ -159,7 +159,7 @@ class FileSystemTierManager(SecondaryTierManager):
     async def start(self) -> None:
         """Open the directory, and begin to look through what it holds.
 
-        If cancelled: leaves at once; opening goes on, and closing waits for it.
+        Cancellation: leaves at once; opening goes on, and closing waits for it.
 
         Raises:
             ConfigError: the directory cannot be used, or holds blocks of another sort; the message shows both.
@@ -172,7 +172,7 @@ class FileSystemTierManager(SecondaryTierManager):
     async def scanned(self) -> None:
         """Return when the index knows everything that lay in the directory at the start.
 
-        If cancelled: leaves at once; the scan goes on.
+        Cancellation: leaves at once; the scan goes on.
         """
         await self.start()
         await self._residence.until_scanned()
@@ -180,7 +180,7 @@ class FileSystemTierManager(SecondaryTierManager):
     async def lookup(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> Sequence[LookupResult]:  # noqa: ARG002
         """As the base class; keys that the index does not know cost one look at the disk for all of them.
 
-        While the file system does not answer, everything is a MISS. If cancelled: raises at once.
+        While the file system does not answer, everything is a MISS. Cancellation: raises at once.
         """
         self._check_open()
         if not self._watch.is_paused:
@@ -241,7 +241,7 @@ class FileSystemTierManager(SecondaryTierManager):
         self._pool.hurry(job_id, priority)
 
     async def touch(self, keys: Sequence[OffloadKey]) -> None:
-        """As the base class; blocks that were touched within the last minute cost nothing. If cancelled: raises at
+        """As the base class; blocks that were touched within the last minute cost nothing. Cancellation: raises at
         once."""
         self._check_open()
         if self._watch.is_paused:
@@ -260,7 +260,7 @@ class FileSystemTierManager(SecondaryTierManager):
     async def explain(self, key: OffloadKey) -> Findings:
         """As the base class, with what lies beside it and what is written in the root's journal; a look at the disk.
 
-        If cancelled: raises at once.
+        Cancellation: raises at once.
         """
         self._check_open()
         seen = self._ledger.history(key)
@@ -298,7 +298,7 @@ class FileSystemTierManager(SecondaryTierManager):
         return self._pool.stats()
 
     async def drain(self) -> None:
-        """As the base class. If cancelled: leaves at once; the jobs go on."""
+        """As the base class. Cancellation: leaves at once; the jobs go on."""
         await self._jobs.ended()
 
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:

@@ -25,7 +25,7 @@ _WRONG_SETTING = {
 async def open_space(space: BlockSpace, executor: Executor) -> None:
     """Open a space, and check its ``config.json`` or write it.
 
-    If cancelled: raises when the system calls that are under way have ended.
+    Cancellation: raises when the system calls that are under way have ended.
 
     Raises:
         ConfigError: the directory cannot be used, or describes other blocks; the message shows both.

@@ -102,7 +102,7 @@ class SyncGroups:
     async def settled(self, results: Iterable[object]) -> None:
         """Wait until all files among the results of some calls have their outcomes.
 
-        If cancelled: raises when they have them.
+        Cancellation: raises when they have them.
         """
         with self._lock:
             files = [file for file in results if isinstance(file, Unsynced) and file.outcome is None]
