@@ -2,6 +2,9 @@
 
 These are the public names. Each is imported when it is first used (PEP 562), so that importing the package takes
 milliseconds and does not import torch.
+
+Begin with ``help(asyncoffload.Offloader)``; ``OffloaderSettings.model_json_schema()`` explains every setting, and
+``asyncoffload --help`` the commands. The pages in ``docs/`` are part of the source tree only.
 """
 
 # ruff: noqa: I001 (one import per module reads better than one per name)
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
         InternalError as InternalError,
         InvalidArgument as InvalidArgument,
         LeaseClosedError as LeaseClosedError,
+        MissingDependency as MissingDependency,
         OffloadError as OffloadError,
         TierIOError as TierIOError,
         TierUnavailable as TierUnavailable,
@@ -102,7 +106,7 @@ _NAMES_BY_MODULE = {
     "core.policies": "ARC LRU EvictionPolicy",
     "errors": (
         "BlocksUnavailable CapacityError ClosedError ConfigError CorruptBlockError DeviceError InternalError "
-        "InvalidArgument LeaseClosedError OffloadError TierIOError TierUnavailable TransferError "
+        "InvalidArgument LeaseClosedError MissingDependency OffloadError TierIOError TierUnavailable TransferError "
         "TransferNotFinished TransferTimeout WrongLoopError"
     ),
     "keys": "OffloadKey block_hash_of group_of make_key scoped",

@@ -17,6 +17,10 @@ class ConfigError(OffloadError, ValueError):
     """A setting is unknown, malformed, or contradicts another one."""
 
 
+class MissingDependency(ModuleNotFoundError, ConfigError):
+    """A part of asyncoffload needs a package that is not installed, or broken; the message says how to get it."""
+
+
 class InvalidArgument(OffloadError, ValueError):
     """An argument of a call is malformed; nothing was changed by the call."""
 

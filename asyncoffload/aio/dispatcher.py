@@ -104,6 +104,11 @@ class Dispatcher:
                 self._release(piece)
         return stuck
 
+    def lacks_threads(self, older_than: float) -> bool:
+        """See :meth:`DualQueueThreadPool.lacks_threads`."""
+        latest = self._clock() - older_than
+        return any(piece.released is not None and piece.call_began < latest for piece in self._running)
+
     async def _work(self, first: Lane, second: Lane) -> None:
         while True:
             await self._permits.acquire()

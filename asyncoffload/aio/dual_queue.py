@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from asyncoffload.aio.dispatcher import Dispatcher
+from asyncoffload.aio.io_threads import MAX_GIVEN_UP
 from asyncoffload.aio.job_state import JobState
 from asyncoffload.aio.lane import Lane
 from asyncoffload.aio.pool_stats import PoolStats, queues_of
@@ -79,7 +80,7 @@ class DualQueueThreadPool:
         patience: Mapping[Priority, float] = PATIENCE,
         load_slices: SliceBounds = LOAD_SLICES,
         store_slices: SliceBounds = STORE_SLICES,
-        max_given_up: int = 4,
+        max_given_up: int = MAX_GIVEN_UP,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if n_read_threads < 1 or n_write_threads < 1:
@@ -234,6 +235,13 @@ class DualQueueThreadPool:
         for piece in self._dispatcher.give_up(older_than):
             stuck.setdefault(piece.job, []).append(piece.position)
         return stuck
+
+    def lacks_threads(self, older_than: float) -> bool:
+        """Whether a thread that has been in one call for so many seconds could not be replaced.
+
+        What is queued may then wait for as long as that call takes.
+        """
+        return self._dispatcher.lacks_threads(older_than)
 
     async def aclose(self, *, drain: bool = True, drain_timeout: float = 10.0, timeout: float | None = None) -> None:
         """Take no new jobs and come to rest; idempotent.

@@ -15,6 +15,9 @@ from asyncoffload.errors import ClosedError, InvalidArgument
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MAX_GIVEN_UP = 4
+"""Threads that may hang while others do their work: each keeps its memory, and a disk that answers hangs rarely."""
+
 
 class Work:
     """One call on its way through :class:`IOThreads`."""
@@ -50,7 +53,7 @@ class IOThreads(Executor):
         name: prefix of the threads' names.
     """
 
-    def __init__(self, max_threads: int, *, max_given_up: int = 4, name: str = "asyncoffload-io") -> None:
+    def __init__(self, max_threads: int, *, max_given_up: int = MAX_GIVEN_UP, name: str = "asyncoffload-io") -> None:
         if max_threads < 1 or max_given_up < 0:
             raise InvalidArgument(
                 f"I/O threads need max_threads >= 1 and max_given_up >= 0, got {max_threads} and {max_given_up}"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
+
+from asyncoffload.cli.signals import EndSignals
+
 
 def main() -> None:
     """Run the command line; without its extra, say how to get it."""
@@ -11,4 +16,10 @@ def main() -> None:
         raise SystemExit(
             f"asyncoffload's command line needs {missing.name}: pip install 'asyncoffload[cli]'"
         ) from missing
-    app()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without bars and arrows can still show the figures
+    signals = EndSignals()
+    try:
+        app()
+    except SystemExit as end:
+        raise SystemExit(signals.status(end.code)) from None

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from asyncoffload.cli import operating
+from asyncoffload.cli.arguments import directory as _directory
 from asyncoffload.cli.arguments import output as _output
+from asyncoffload.cli.arguments import picture as _picture
 from asyncoffload.cli.arguments import size as _size
 from asyncoffload.cli.arguments import threads as _threads
 from asyncoffload.cli.operating import DirectIO
@@ -124,7 +126,8 @@ def replay(
     fs_dir: Annotated[
         Path | None,
         typer.Option(
-            file_okay=False,
+            parser=_directory,
+            metavar="DIRECTORY",
             rich_help_panel=_DISK,
             help="Keep the blocks of the disk tier here, and find them again next time.",
             show_default="a temporary directory, removed at the end",
@@ -178,12 +181,12 @@ def replay(
     ] = LoopChoice.UVLOOP,
     json: Annotated[
         Path | None,
-        typer.Option(callback=_output, dir_okay=False, rich_help_panel=_RUN, help=operating.JSON_HELP),
+        typer.Option(callback=_output, dir_okay=False, allow_dash=True, rich_help_panel=_RUN, help=operating.JSON_HELP),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
-            callback=_output,
+            callback=_picture,
             dir_okay=False,
             rich_help_panel=_RUN,
             help="Draw hits over time and load latency into this PNG file.",
@@ -267,13 +270,14 @@ def bench_device(
         typer.Option(
             callback=_output,
             dir_okay=False,
-            help=f"{operating.JSON_HELP} A file is written anew after each measurement.",
+            allow_dash=True,
+            help=f"{operating.JSON_HELP} A plain file is written anew after each measurement.",
         ),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
-            callback=_output, dir_okay=False, help="Draw speeds, aims and engines by page size into this PNG file."
+            callback=_picture, dir_okay=False, help="Draw speeds, aims and engines by page size into this PNG file."
         ),
     ] = None,
 ) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from asyncoffload.cli.arguments import STDOUT
 from asyncoffload.cli.device_bench.cpu_side import CPUSide
 from asyncoffload.cli.device_bench.effort import effort_for
 from asyncoffload.cli.device_bench.figures import DeviceReport, Section
 from asyncoffload.cli.device_bench.running import MEASUREMENTS, Measurement, run_measurement
 from asyncoffload.cli.device_bench.side import Side
 from asyncoffload.cli.device_bench.table import table_of
-from asyncoffload.cli.results import ALL_WELL, INTERRUPTED, SOMETHING_WRONG, STDOUT, ended, progress, show, written
+from asyncoffload.cli.results import ALL_WELL, INTERRUPTED, SOMETHING_WRONG, ended, progress, show, written
 from asyncoffload.cli.still_heap import still_heap
 from asyncoffload.errors import InvalidArgument
 
@@ -85,10 +87,24 @@ class BenchDeviceCommand:
     def _write_json(self, report: DeviceReport) -> None:
         if self.json is None or self.json == STDOUT:
             return
-        unfinished = self.json.with_name(f"{self.json.name}.{os.getpid()}.tmp")
         with written(self.json, "figures"):
-            unfinished.write_text(json.dumps(report.as_json(), indent=2) + "\n")
-            unfinished.replace(self.json)
+            if not _may_be_replaced(self.json):
+                return
+            unfinished = self.json.with_name(f"{self.json.name}.{os.getpid()}.tmp")
+            try:
+                unfinished.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+                unfinished.replace(self.json)
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether a file may be put in this place; into what else is there, the figures are written once, at the end."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def open_side(device: str, *, copy_threads: int) -> Side:

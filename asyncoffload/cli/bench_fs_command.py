@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import cast
 from asyncoffload.cli.fs_bench.figures import FSReport, SizeFigures
 from asyncoffload.cli.fs_bench.measuring import SINGLE_BLOCKS, Effort, SizeBench, clear
 from asyncoffload.cli.fs_bench.table import table_of
+from asyncoffload.cli.own_directory import own_directory
 from asyncoffload.cli.results import ALL_WELL, INTERRUPTED, SOMETHING_WRONG, ended, progress, show, size_text
 from asyncoffload.cli.still_heap import still_heap
 from asyncoffload.errors import InvalidArgument
@@ -49,17 +48,18 @@ class BenchFSCommand:
         )
         measured: list[SizeFigures] = []
         interrupted = False
-        place = tempfile.mkdtemp(prefix="asyncoffload-bench-", dir=self.root)
         try:
-            with still_heap(), progress(effort.steps * len(sizes), "measuring") as advance:
+            with (
+                own_directory(str(self.root), "bench") as place,
+                still_heap(),
+                progress(effort.steps * len(sizes), "measuring") as advance,
+            ):
                 for block_bytes in sizes:
                     advance(size_text(block_bytes), 0)
                     measured.append(SizeBench(place, block_bytes, effort).run(advance))
                     clear(place)
         except KeyboardInterrupt:
             interrupted = True
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
         report = FSReport(str(self.root), self._machine(), measured, interrupted)
         show(report.as_json(), lambda: table_of(report), self.json)
         if self.plot is not None:

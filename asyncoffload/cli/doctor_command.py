@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,7 +20,9 @@ from asyncoffload.cli.health.findings import Finding, Level, worst
 from asyncoffload.cli.health.machine import core_finding, cuda_finding, loop_finding, memory_findings
 from asyncoffload.cli.health.place import direct_finding, place_findings, quota_finding, trait_findings
 from asyncoffload.cli.health.speed import BLOCK_SIZES, THREAD_COUNTS, Speed, SpeedProbe
-from asyncoffload.cli.results import ALL_WELL, SOMETHING_WRONG, ended, progress, show, size_text
+from asyncoffload.cli.own_directory import own_directory
+from asyncoffload.cli.results import ALL_WELL, INTERRUPTED, SOMETHING_WRONG, ended, progress, show, size_text
+from asyncoffload.errors import InvalidArgument
 from asyncoffload.tiers.fs.format import PAGE, file_bytes
 from asyncoffload.tiers.fs.sizing import auto_io_threads
 from asyncoffload.tiers.fs.summary import summarise
@@ -43,13 +43,15 @@ class Diagnosis:
         thread_speeds: by number of threads, with blocks of the recommended size.
         good_block_bytes: the smallest block that is nearly as fast as any; None where speed was not measured.
         options: recommended settings of a file system tier.
+        interrupted: whether this is not all of it.
     """
 
     findings: list[Finding] = field(default_factory=list)
-    speeds: Sequence[Speed] = ()
-    thread_speeds: Sequence[Speed] = ()
+    speeds: list[Speed] = field(default_factory=list)
+    thread_speeds: list[Speed] = field(default_factory=list)
     good_block_bytes: int | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +69,21 @@ class DoctorCommand:
         return ended(self._run)
 
     def _run(self) -> int:
-        diagnosis = self._diagnose()
+        if self.measure and self.nbytes < max(BLOCK_SIZES):
+            raise InvalidArgument(
+                f"--bytes is {self.nbytes:,}, less than one of the largest blocks that are measured: choose "
+                f"{size_text(max(BLOCK_SIZES))} or more, or --no-measure"
+            )
+        diagnosis = Diagnosis()
+        try:
+            self._diagnose(diagnosis)
+        except KeyboardInterrupt:
+            diagnosis.interrupted = True
         level = worst(diagnosis.findings)
         figures = {
             "root": str(self.root),
             "level": level.value,
+            "interrupted": diagnosis.interrupted,
             "findings": [{**asdict(finding), "level": finding.level.value} for finding in diagnosis.findings],
             "speeds": [asdict(speed) for speed in diagnosis.speeds],
             "thread_speeds": [asdict(speed) for speed in diagnosis.thread_speeds],
@@ -79,17 +91,19 @@ class DoctorCommand:
             "options": diagnosis.options,
         }
         show(figures, lambda: _tables(diagnosis), self.json)
+        if diagnosis.interrupted:
+            return INTERRUPTED
         return SOMETHING_WRONG if level is Level.BAD else ALL_WELL
 
-    def _diagnose(self) -> Diagnosis:
-        diagnosis, root = Diagnosis(), str(self.root)
+    def _diagnose(self, diagnosis: Diagnosis) -> None:
+        root = str(self.root)
         steps = _LOOKS + (len(BLOCK_SIZES) + len(THREAD_COUNTS) if self.measure else 0)
         with progress(steps, "looking") as advance:
             advance("directory")
             diagnosis.findings += place_findings(root)
             direct = False
             try:
-                with _own_directory(root) as place:
+                with own_directory(root, "doctor") as place:
                     advance("file system")
                     alignment = direct_alignment(place)
                     direct = 0 < max(alignment.offset, alignment.memory) <= PAGE
@@ -111,7 +125,6 @@ class DoctorCommand:
             if worst(diagnosis.findings) is not Level.BAD:
                 advance("what lies there", 0)
                 diagnosis.options = self._options(diagnosis)
-        return diagnosis
 
     def _measure(self, diagnosis: Diagnosis, place: str, direct: bool, advance: Callable[..., None]) -> None:
         space = os.statvfs(place)
@@ -126,9 +139,9 @@ class DoctorCommand:
             advance("speed")
 
         try:
-            diagnosis.speeds = probe.by_size(BLOCK_SIZES, 2 * auto_io_threads(1 << 20), done)
+            diagnosis.speeds.extend(probe.by_size(BLOCK_SIZES, 2 * auto_io_threads(1 << 20), done))
             diagnosis.good_block_bytes = good = advice.smallest_good_block(diagnosis.speeds)
-            diagnosis.thread_speeds = probe.by_threads(good, THREAD_COUNTS, done)
+            diagnosis.thread_speeds.extend(probe.by_threads(good, THREAD_COUNTS, done))
         except OSError as refusal:
             found = f"not measured: {refusal.strerror or refusal}"
             remedy = "see that space and inodes are free, and what the system's log says of the disk"
@@ -153,15 +166,6 @@ class DoctorCommand:
         return options | {name: value for name, value in bounds.items() if value > 0}
 
 
-@contextmanager
-def _own_directory(root: str) -> Iterator[str]:
-    place = tempfile.mkdtemp(prefix=".asyncoffload-doctor-", dir=root)
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
 def _inode_finding(quota: int, good_block_bytes: int, free_inodes: int) -> Finding | None:
     """Whether inodes end before the space does; None where they do not."""
     needed = quota // file_bytes(good_block_bytes)
@@ -182,6 +186,8 @@ def _tables(diagnosis: Diagnosis) -> RenderableType:
         parts.append(f"Blocks of {size} or more use the disk well: choose block_size_factor so that yours are.")
     if diagnosis.options:
         parts += ["Recommended settings of the tier:", JSON.from_data(dict(diagnosis.options))]
+    if diagnosis.interrupted:
+        parts.append("interrupted: this is not all of it")
     return Group(*parts)
 
 
@@ -190,11 +196,11 @@ def _findings_table(findings: Sequence[Finding]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(style="bold", max_width=24)
     table.add_column(overflow="fold")
-    topic = findings[0].topic
+    topic = ""
     for finding in findings:
-        if finding.topic != topic:
+        if topic not in ("", finding.topic):
             table.add_section()
-            topic = finding.topic
+        topic = finding.topic
         colour = _COLOURS[finding.level]
         remedy = f"\n[{colour}]→ {escape(finding.remedy)}[/{colour}]" if finding.remedy else ""
         mark = f"[{colour}]{finding.level.value}[/{colour}]"

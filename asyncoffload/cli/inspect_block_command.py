@@ -157,6 +157,8 @@ def _meaning(inspected: InspectedFile) -> str:
     match inspected.place.file.kind:
         case Kind.BLOCK:
             return "the block, under its final name"
+        case Kind.STRANGE:
+            return "no file, though it has the name of the block; no tier made it, and none can store the block"
         case Kind.QUARANTINED:
             return "set aside, since it was not the block; never served"
         case _ if inspected.owner_alive:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.markup import escape
 
-from asyncoffload.cli.results import ALL_WELL, ended, facts, progress, show, size_text
+from asyncoffload.cli.own_directory import remove_dead
+from asyncoffload.cli.results import ALL_WELL, INTERRUPTED, NO_LAYOUTS, ended, facts, progress, show, size_text
 from asyncoffload.core.layout import describe
 from asyncoffload.core.verdict import span
 from asyncoffload.errors import ConfigError
 from asyncoffload.tiers.fs.departures import departures_since
 from asyncoffload.tiers.fs.stored_layout import read_stored_layout
-from asyncoffload.tiers.fs.summary import AGES, LayoutSummary, Sum, summarise
+from asyncoffload.tiers.fs.summary import AGES, LayoutSummary, Sum
 from asyncoffload.tiers.fs.survey import (
     LayoutDirectory,
     SeenOwner,
@@ -46,13 +47,15 @@ class InspectedLayout:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What the living processes have agreed on about the root, in bytes; None where there is no such bound."""
+    """What the living processes have agreed on about the root, in bytes; None where there is no such bound, and where
+    no process keeps house."""
 
     used: int
     reserved: int
     quota: int | None
     min_free: int | None
     users: int
+    keeper: int | None
     exact: bool
 
 
@@ -71,13 +74,20 @@ class InspectCommand:
         now, root = time.time(), str(self.root)
         directories = layout_directories(root)
         with progress(sum(len(fan_out_of(directory)) for directory in directories), "looking") as advance:
-            layouts = [_inspected(directory, now, advance) for directory in directories]
+            layouts, interrupted = list[InspectedLayout](), False
+            try:
+                for directory in directories:
+                    layouts.append(_inspected(directory))
+                    layouts[-1].summary.look(now, advance)
+            except KeyboardInterrupt:
+                interrupted = True
         strange = strange_entries(root)
         left = departures_since(root, now - _HOUR)
         account = _account(root) if any(layout.summary.in_use for layout in layouts) else None
         space = os.statvfs(root)
         figures = {
             "root": root,
+            "interrupted": interrupted,
             "free_bytes": space.f_bavail * space.f_frsize,
             "disk_bytes": sum(layout.summary.disk_bytes for layout in layouts),
             "account": None if account is None else asdict(account),
@@ -88,8 +98,8 @@ class InspectCommand:
             "strange": strange,
         }
         free_bytes = space.f_bavail * space.f_frsize
-        show(figures, lambda: self._tables(layouts, strange, account, left, free_bytes, now), self.json)
-        return ALL_WELL
+        show(figures, lambda: self._tables(layouts, strange, account, left, free_bytes, now, interrupted), self.json)
+        return INTERRUPTED if interrupted else ALL_WELL
 
     def _tables(
         self,
@@ -99,6 +109,7 @@ class InspectCommand:
         left: Mapping[tuple[Fate, str], int],
         free_bytes: int,
         now: float,
+        interrupted: bool,
     ) -> RenderableType:
         table = facts()
         table.add_row("root", escape(str(self.root)))
@@ -112,17 +123,24 @@ class InspectCommand:
         if strange:
             names = ", ".join(map(repr, strange[:5])) + (" …" if len(strange) > 5 else "")
             table.add_row("not ours", escape(f"{len(strange)} entries that no tier made: {names}"))
+        for name in remove_dead(str(self.root), only_look=True):
+            table.add_row("leftover", f"{name} of a command that was killed: removed by asyncoffload gc")
+        if interrupted:
+            table.add_row("", "interrupted: this is not all of it")
+        elif not layouts:
+            table.add_row("layouts", NO_LAYOUTS)
         return Group(table, *(_table(layout, now) for layout in layouts))
 
 
-def _inspected(directory: LayoutDirectory, now: float, advance: Callable[[], None]) -> InspectedLayout:
+def _inspected(directory: LayoutDirectory) -> InspectedLayout:
+    """What is known of a directory before one looks at its files."""
     config, trouble = None, ""
     try:
         with suppress(FileNotFoundError):
             config = describe(read_stored_layout(directory))
     except ConfigError as error:
         trouble = str(error)
-    return InspectedLayout(summarise(directory, now, advance), config, trouble)
+    return InspectedLayout(LayoutSummary(directory), config, trouble)
 
 
 def _account(root: str) -> Account | None:
@@ -134,7 +152,7 @@ def _account(root: str) -> Account | None:
         try:
             exact = usage.is_known and not usage.in_doubt
             others = usage.users - 1
-            return Account(usage.used, usage.reserved, usage.quota, usage.min_free, others, exact)
+            return Account(usage.used, usage.reserved, usage.quota, usage.min_free, others, usage.keeper or None, exact)
         finally:
             usage.leave()
     return None
@@ -146,7 +164,9 @@ def _account_text(account: Account) -> str:
         for name, value in (("quota", account.quota), ("min_free", account.min_free))
     ]
     exact = "" if account.exact else ", being counted"
-    return f"{size_text(account.used)} used, {size_text(account.reserved)} reserved{exact}; " + ", ".join(bounds)
+    keeper = "" if account.keeper is None else f"; process {account.keeper} keeps house"
+    used = f"{size_text(account.used)} used, {size_text(account.reserved)} reserved{exact}"
+    return f"{used}; {', '.join(bounds)}{keeper}"
 
 
 def _table(layout: InspectedLayout, now: float) -> RenderableType:

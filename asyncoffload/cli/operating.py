@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from asyncoffload.cli.arguments import days, existing_directory, output, size, sizes, threads
+from asyncoffload.cli.arguments import days, existing_directory, output, picture, size, sizes, threads
+from asyncoffload.cli.arguments import root as root_directory
 
 
 class DirectIO(StrEnum):
@@ -25,8 +26,7 @@ _Root = Annotated[
     Path,
     typer.Argument(
         metavar="DIR",
-        callback=existing_directory,
-        readable=False,
+        parser=root_directory,
         help="The root_dir of a file system tier.",
         show_default=False,
     ),
@@ -48,7 +48,10 @@ def doctor(
     nbytes: Annotated[
         int,
         typer.Option(
-            "--bytes", parser=size, metavar="SIZE", help="Bytes that each measurement writes and reads, at most."
+            "--bytes",
+            parser=size,
+            metavar="SIZE",
+            help="Bytes that each measurement writes and reads, at most; 4MiB or more.",
         ),
     ] = "256MiB",  # type: ignore[assignment]
     seconds: Annotated[
@@ -67,7 +70,8 @@ def doctor(
 
     - `asyncoffload doctor /var/cache/kv --no-measure --json -`: at once, for a script
 
-    The exit status is 0 when a tier can work there, 1 when it cannot, 2 when it could not be found out.
+    The exit status is 0 when a tier can work there, 1 when it cannot, 2 when it could not be found out, 130 when it was
+    interrupted.
     """
     from asyncoffload.cli.doctor_command import DoctorCommand
 
@@ -96,7 +100,7 @@ def inspect(
 
     - `asyncoffload inspect /var/cache/kv 9f86d081884c7d65`
 
-    The exit status is 0; 1 when the block would not be served; 2 when it could not run.
+    The exit status is 0; 1 when the block would not be served; 2 when it could not run; 130 when it was interrupted.
     """
     if key is None:
         from asyncoffload.cli.inspect_command import InspectCommand
@@ -181,7 +185,8 @@ def gc(
 
     - `asyncoffload gc /var/cache/kv --older-than 14`: a job for cron
 
-    The exit status is 0; 1 when the files still take more than the quota; 2 when it could not run.
+    The exit status is 0; 1 when the files still take more than the quota; 2 when it could not run; 130 when it was
+    interrupted, with what was removed until then.
     """
     from asyncoffload.cli.gc_command import GCCommand
 
@@ -193,8 +198,7 @@ def bench_fs(
         Path,
         typer.Argument(
             metavar="DIR",
-            callback=existing_directory,
-            readable=False,
+            parser=existing_directory,
             help="A directory on the disk to measure; the benchmark works in a directory of its own below it.",
             show_default=False,
         ),
@@ -220,7 +224,7 @@ def bench_fs(
     json: _JSON = None,
     plot: Annotated[
         Path | None,
-        typer.Option(callback=output, dir_okay=False, help="Draw speed and latency by block size into this PNG file."),
+        typer.Option(callback=picture, dir_okay=False, help="Draw speed and latency by block size into this PNG file."),
     ] = None,
 ) -> None:
     """Measure the file system tier on a disk, beside the fastest there is: bare threads that move the same files.

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from tempfile import gettempdir
 
 import uvloop
 from rich.console import Console
-from rich.markup import escape
 
 from asyncoffload.cli.generated import generated_traffic
+from asyncoffload.cli.own_directory import own_directory
 from asyncoffload.cli.replay import Replay, ReplayOptions
 from asyncoffload.cli.report import Report
-from asyncoffload.cli.results import ALL_WELL, COULD_NOT_RUN, INTERRUPTED, SOMETHING_WRONG, progress, show
+from asyncoffload.cli.results import ALL_WELL, INTERRUPTED, SOMETHING_WRONG, ended, progress, show
 from asyncoffload.cli.still_heap import still_heap
 from asyncoffload.cli.table import table_of
 from asyncoffload.cli.traffic import TOKENS_PER_BLOCK, Request, read_trace
 from asyncoffload.config import OffloaderSettings
-from asyncoffload.errors import InternalError, OffloadError
 from asyncoffload.offloader import Offloader
 
 GENERATED_REQUESTS = 1200
@@ -56,27 +55,20 @@ class ReplayCommand:
 
     def run(self) -> int:
         """Play, print the table, write the files; the result is the exit status of the process."""
-        complaints = Console(stderr=True)
-        status = COULD_NOT_RUN
-        try:
-            if self.metrics_port is not None:
-                import_module("asyncoffload.metrics")  # says what is missing, and reads its files, before a loop runs
-            traffic = self._traffic()
-            place = (
-                tempfile.TemporaryDirectory(prefix="asyncoffload-") if self.fs_dir is None else nullcontext(self.fs_dir)
-            )
-            with place as root:
-                replay = Replay(traffic, self._options(Path(root)))
-                interrupted = self._play(replay)
-                report = replay.report(self._set_up())
-                self._show(report, replay)
-            status = INTERRUPTED if interrupted else ALL_WELL
-            if report.wrong_bytes:
-                status = SOMETHING_WRONG
-        except* (OffloadError, InternalError) as group:
-            for message in dict.fromkeys(str(error) for error in _leaves(group)):
-                complaints.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
-        return status
+        return ended(self._run)
+
+    def _run(self) -> int:
+        if self.metrics_port is not None:
+            import_module("asyncoffload.metrics")  # says what is missing, and reads its files, before a loop runs
+        traffic = self._traffic()
+        with own_directory(gettempdir(), "replay") if self.fs_dir is None else nullcontext(self.fs_dir) as root:
+            replay = Replay(traffic, self._options(Path(root)))
+            interrupted = self._play(replay)
+            report = replay.report(self._set_up())
+            self._show(report, replay)
+        if report.wrong_bytes:
+            return SOMETHING_WRONG
+        return INTERRUPTED if interrupted else ALL_WELL
 
     def _traffic(self) -> Sequence[Request]:
         if self.trace is None:
@@ -159,11 +151,3 @@ class ReplayCommand:
             from asyncoffload.cli.plot import save_plot
 
             save_plot(self.plot, report, replay.served)
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error

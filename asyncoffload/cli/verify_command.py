@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +15,7 @@ from rich.table import Table
 from asyncoffload.cli.results import (
     ALL_WELL,
     INTERRUPTED,
+    NO_LAYOUTS,
     SOMETHING_WRONG,
     ended,
     facts,
@@ -21,12 +23,14 @@ from asyncoffload.cli.results import (
     show,
     size_text,
 )
-from asyncoffload.cli.verifying import CheckedLayout, Verification, open_layout, tell_neighbours
+from asyncoffload.cli.verifying import BadBlock, CheckedLayout, Verification, open_layout, tell_neighbours
+from asyncoffload.keys import OffloadKey, block_hash_of
 from asyncoffload.tiers.fs.checking import State
 from asyncoffload.tiers.fs.sizing import auto_io_threads
 from asyncoffload.tiers.fs.survey import layout_directories
 
 _SHOWN = 20
+_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +85,7 @@ class VerifyCommand:
         table.add_row("root", escape(str(self.root)))
         table.add_row("read", f"{size_text(nbytes)} in {seconds:.1f} s, {speed}{so_far}")
         if not layouts:
-            table.add_row("layouts", "none: no tier has used this directory")
+            table.add_row("layouts", NO_LAYOUTS)
         for checked in layouts:
             table.add_section()
             table.add_row("layout", escape(_title(checked)))
@@ -91,7 +95,7 @@ class VerifyCommand:
         bad = [block for checked in layouts for block in checked.bad]
         if not bad:
             return table
-        return Group(table, _table_of_bad(layouts, quarantine=self.quarantine))
+        return Group(table, _tables_of_bad(layouts, quarantine=self.quarantine))
 
 
 def _title(checked: CheckedLayout) -> str:
@@ -107,18 +111,41 @@ def _counts_text(checked: CheckedLayout) -> str:
     return text
 
 
-def _table_of_bad(layouts: Sequence[CheckedLayout], *, quarantine: bool) -> RenderableType:
-    table = Table("bad block", "what is wrong", "quarantined", show_lines=False)
-    bad = [(checked, block) for checked in layouts for block in checked.bad]
-    for checked, block in bad[:_SHOWN]:
-        path = block.path.removeprefix(checked.directory.path + "/")
+def _tables_of_bad(layouts: Sequence[CheckedLayout], *, quarantine: bool) -> RenderableType:
+    parts: list[RenderableType] = []
+    left = _SHOWN
+    for checked in layouts:
+        shown = checked.bad[:left]
+        left -= len(shown)
+        if shown:
+            parts += [f"bad in {checked.directory.name}", _table_of_bad(shown)]
+    bad = [block for checked in layouts for block in checked.bad]
+    if len(bad) > _SHOWN:
+        parts.append(f"… and {len(bad) - _SHOWN:,} more: --json FILE lists all of them.")
+    if not quarantine:
+        parts.append("Tiers find this at the next load, and miss; --quarantine sets bad blocks aside now.")
+    elif not all(block.verdict.set_aside for block in bad):
+        parts.append(
+            "Those that are not in quarantine could not be set aside: see that the disk can be written to; where no "
+            "config.json tells how long a block should be, remove the file."
+        )
+    return Group(*parts)
+
+
+def _table_of_bad(blocks: Sequence[BadBlock]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("bad block", no_wrap=True)
+    table.add_column("what is wrong", overflow="fold")
+    table.add_column("quarantined")
+    for block in blocks:
         trouble = block.verdict.trouble.removeprefix(f"{block.path}: ")
-        table.add_row(escape(path), escape(trouble), "yes" if block.verdict.set_aside else "no")
-    rest = f"\n… and {len(bad) - _SHOWN:,} more: --json FILE lists all of them." if len(bad) > _SHOWN else ""
-    remedy = (
-        "" if quarantine else "\nTiers find this at the next load, and miss; --quarantine sets bad blocks aside now."
-    )
-    return Group(table, f"{rest}{remedy}".strip())
+        table.add_row(_name(block.key), escape(trouble), "yes" if block.verdict.set_aside else "no")
+    return table
+
+
+def _name(key: OffloadKey) -> str:
+    """As many digits as ``inspect`` needs to find it."""
+    return block_hash_of(key).hex()[:_DIGITS]
 
 
 def _layout_figures(checked: CheckedLayout) -> dict[str, object]:

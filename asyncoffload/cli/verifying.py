@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from asyncoffload.errors import ConfigError
+from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.fs.account_file import bucket_of
 from asyncoffload.tiers.fs.checking import BlockChecker, State, Verdict
 from asyncoffload.tiers.fs.departures import Departures
@@ -36,7 +37,7 @@ class BadBlock:
     """
 
     path: str
-    key: bytes
+    key: OffloadKey
     verdict: Verdict
 
 

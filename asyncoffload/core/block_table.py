@@ -290,6 +290,14 @@ class BlockTable:
         """How many slots must be free, or hold clean blocks, for these keys to be written while others are kept."""
         return len(self.absent(keys)) + int(np.count_nonzero(self._copies.has_any(self._ready_slots(keep))))
 
+    def out_of_reach(self, keys: Sequence[OffloadKey], keep: Sequence[OffloadKey]) -> int:
+        """How many slots too many are stranded for these keys ever to be written while others are kept; 0 for none."""
+        stranded = self._free.stranded
+        if not stranded:
+            return 0
+        lost = len(stranded.union(self._ready_slots(keep).tolist()))
+        return max(0, len(self.absent(keys)) - (self.n_slots - lost))
+
     def dirty(self, slots: Int32s, tier: int) -> list[OffloadKey]:
         """The blocks in those of the slots of which the tier has no copy, and is not being given one."""
         return self._keys_of(self._copies.missing(slots, tier))

@@ -10,51 +10,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from asyncoffload.core.block_table import BlockTable
 from asyncoffload.core.cleaning import BatchWindow, CleanWindow
+from asyncoffload.core.outlets import Outlet
+from asyncoffload.core.pledges import Part, Pledge
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types import Int32s, Status, WritePolicy
-
-
-@dataclass(slots=True)
-class _Outlet:
-    """What one tier takes.
-
-    Attributes:
-        cold: what was dirty in the cold tail when it was last looked over and waits to be offered, coldest first.
-        put_off: what was stored since, and it had no room for.
-        waiting: blocks offered and not handed out yet, with their pinned slots.
-        in_flight: blocks offered or handed out; no block is twice.
-        refuses: of the last batch it took nothing; it is offered nothing again before it takes something.
-        another_chance: but for once, since the cold tail was looked over.
-        stored, failed: counts of blocks.
-        over_limit, refused, dropped: counts of blocks that were shed: because too many were in flight, by the tier,
-            and because offers were taken back.
-    """
-
-    put_off: deque[OffloadKey]
-    cold: deque[OffloadKey] = field(default_factory=deque)
-    waiting: list[tuple[OffloadKey, int]] = field(default_factory=list)
-    in_flight: set[OffloadKey] = field(default_factory=set)
-    refuses: bool = False
-    another_chance: bool = False
-    stored: int = 0
-    failed: int = 0
-    over_limit: int = 0
-    refused: int = 0
-    dropped: int = 0
-
-    @property
-    def willing(self) -> bool:
-        """Whether it may be offered something."""
-        return not self.refuses or self.another_chance
-
-    @property
-    def shed(self) -> int:
-        """Blocks that were put off, whatever the reason."""
-        return self.over_limit + self.refused + self.dropped
 
 
 class Cascades:
@@ -82,8 +44,8 @@ class Cascades:
         self._through = policy == "write_through"
         self._limit = limit
         self._window = CleanWindow(table, window) if self._through else BatchWindow(table, window)
-        self._outlets = [_Outlet(deque(maxlen=table.n_slots)) for _ in hints]
-        self._flushing = False
+        self._outlets = [Outlet(table.n_slots) for _ in hints]
+        self._pledges: list[Pledge] = []
         self._wanted = 0  # slots that somebody needs and cannot have, where dirty blocks stay
         self._seen: tuple[int, ...] | None = None  # what there was when victims were last looked for
         self._least_dirty = 0  # the least number of dirty blocks when they were, while nothing else had changed
@@ -108,25 +70,51 @@ class Cascades:
 
     def offer_again(self) -> None:
         """Look over the cold tail if that is due, and offer what is in line to tiers with room."""
-        if self._closed:
-            return
-        if self._window.due():
-            self._look_over(self._table.cold.coldest(self._window.blocks))
-        if self._is_short():
-            self._seek_victims()
-        for tier, outlet in enumerate(self._outlets):
-            for line in (outlet.cold, outlet.put_off):
-                while line and outlet.willing and (room := self._room(outlet)):
-                    again = [line.popleft() for _ in range(min(room, len(line)))]
-                    self._offer_to(tier, self._table.dirty_among(again, tier))
-                outlet.another_chance = False
-        self._flushing = self._flushing and any(outlet.cold and outlet.in_flight for outlet in self._outlets)
+        if not self._closed:
+            if self._window.due():
+                self._look_over(self._table.cold.coldest(self._window.blocks))
+            if self._is_short():
+                self._seek_victims()
+            for tier, outlet in enumerate(self._outlets):
+                self._serve(tier, outlet)
+        self._follow_pledges()
 
     def flush(self) -> None:
         """Offer every ready block to every tier that has no copy of it, coldest first."""
-        if not self._closed:
-            self._flushing = True
-            self._look_over(self._table.cold.everything())
+        for outlet, dirty in zip(self._outlets, self._all_dirty(), strict=True):
+            outlet.put_off.extend(dirty)
+
+    def pledge(self) -> Pledge:
+        """What is in line or in flight now; what comes later is no part of it. To be released."""
+        self.offer_again()
+        idle = self.idle
+        return self._begin([() if idle else (*outlet.cold, *outlet.put_off) for outlet in self._outlets])
+
+    def pledge_flush(self, before: Pledge | None = None) -> Pledge:
+        """As :meth:`flush`, for who waits until that, and all that is in flight now, has ended. To be released.
+
+        Args:
+            before: flush only what is left of this one.
+        """
+        dirty = self._all_dirty()
+        if before is not None:
+            dirty = [
+                list(filter(set(part.flushed).__contains__, keys))
+                for part, keys in zip(before.parts, dirty, strict=True)
+            ]
+        return self._begin(dirty, flushed=True)
+
+    def may_take_more(self, pledge: Pledge) -> bool:
+        """Whether a tier has shed a part of what was flushed, so that it may take it later."""
+        return any(
+            part.shed and 0 < len(self._table.dirty_among(part.flushed, tier)) < len(part.flushed)
+            for tier, part in enumerate(pledge.parts)
+        )
+
+    def release(self, pledge: Pledge) -> None:
+        """Nobody waits for a pledge any more; what it has in line remains there."""
+        if not pledge.over:
+            self._end(pledge)
 
     def make_room(self, slots: int, *, insist: bool = False) -> bool:
         """Somebody cannot have so many slots: look for blocks that are victims once they are clean, and offer them.
@@ -184,6 +172,8 @@ class Cascades:
         cancelled = sum(status is Status.CANCELLED for status in statuses)
         outlet.refuses = not arrived
         self._put_off(outlet, shed)
+        for part in outlet.parts:
+            part.landed(keys, shed)
         outlet.stored += len(arrived)
         outlet.refused += len(shed)
         outlet.dropped += cancelled
@@ -192,12 +182,14 @@ class Cascades:
     def drop(self) -> None:
         """Take back the offers that were not handed out yet."""
         for tier, outlet in enumerate(self._outlets):
-            outlet.in_flight.difference_update(key for key, _ in outlet.waiting)
+            recalled = [key for key, _ in outlet.waiting]
+            outlet.in_flight.difference_update(recalled)
+            for part in outlet.parts:
+                part.landed(recalled)
             outlet.dropped += len(outlet.waiting)
             self._table.end_copies([slot for _, slot in outlet.waiting], tier)
             outlet.waiting.clear()
-            outlet.cold.clear()
-            outlet.put_off.clear()
+            outlet.clear()
 
     def close(self) -> None:
         """Take no more offers."""
@@ -222,7 +214,7 @@ class Cascades:
     def _offers_wait(self) -> bool:
         if self._closed or self._limit <= 0:
             return False
-        waiting = any((outlet.cold or outlet.put_off) and outlet.willing for outlet in self._outlets)
+        waiting = any(outlet.willing and outlet.in_line for outlet in self._outlets)
         return self._window.due() or waiting or self._is_short()
 
     # ---- the cold tail
@@ -231,15 +223,17 @@ class Cascades:
         """Put what is dirty in these slots in line."""
         self._window.looked()
         for tier, outlet in enumerate(self._outlets):
-            dirty = self._table.dirty(slots, tier)
-            known = set(filter(self._hints[tier], dirty))
-            if known:
-                self._table.mark_clean(known, tier)
-                dirty = [key for key in dirty if key not in known]
-            if not self._flushing:
-                outlet.cold.clear()  # some of it may have been used since
-            outlet.cold.extendleft(reversed(dirty))
-            outlet.another_chance = bool(dirty)
+            outlet.cold = deque(self._dirty(slots, tier))  # some of what was in it may have been used since
+            outlet.another_chance = bool(outlet.cold)
+
+    def _dirty(self, slots: Int32s, tier: int) -> list[OffloadKey]:
+        """The blocks in these slots that a tier has to be given, as far as it does not say that it has them."""
+        dirty = self._table.dirty(slots, tier)
+        known = set(filter(self._hints[tier], dirty))
+        if not known:
+            return dirty
+        self._table.mark_clean(known, tier)
+        return [key for key in dirty if key not in known]
 
     def _is_short(self) -> bool:
         """Whether somebody still wants slots, and victims may be found that were not there the last time."""
@@ -262,7 +256,18 @@ class Cascades:
 
     # ---- offers
 
-    def _room(self, outlet: _Outlet) -> int:
+    def _serve(self, tier: int, outlet: Outlet) -> None:
+        """Offer what waits for a tier as far as it has room."""
+        while room := self._room(outlet):
+            again, part = outlet.next_in_line(room)
+            if not again:
+                break
+            self._offer_to(tier, self._table.dirty_among(again, tier))
+            if part is not None:
+                part.offered(again, outlet.in_flight)
+        outlet.another_chance = False
+
+    def _room(self, outlet: Outlet) -> int:
         return 0 if self._closed else max(0, self._limit - len(outlet.in_flight))
 
     def _offer_to(self, tier: int, keys: Sequence[OffloadKey]) -> int:
@@ -274,12 +279,54 @@ class Cascades:
             outlet.waiting.extend(zip(taken, self._table.begin_copies(taken, tier), strict=True))
         return len(taken)
 
-    def _put_off(self, outlet: _Outlet, keys: Sequence[OffloadKey]) -> None:
+    def _put_off(self, outlet: Outlet, keys: Sequence[OffloadKey]) -> None:
         """A tier has shed these: it may take them later, after others, or before what is not as cold."""
         if self._through:
             outlet.put_off.extend(keys)
         else:
             outlet.cold.extendleft(reversed(keys))
+
+    # ---- pledges
+
+    def _all_dirty(self) -> list[list[OffloadKey]]:
+        """By tier, all that has to be written, coldest first; tiers that took nothing of late may be offered it."""
+        if self._closed:
+            return [[] for _ in self._outlets]
+        self._window.looked()
+        dirty = [self._dirty(self._table.cold.everything(), tier) for tier in range(len(self._outlets))]
+        for outlet, keys in zip(self._outlets, dirty, strict=True):
+            outlet.refuses = outlet.refuses and not keys
+        return dirty
+
+    def _begin(self, lines: Sequence[Sequence[OffloadKey]], *, flushed: bool = False) -> Pledge:
+        pledge = Pledge(
+            [Part(line, outlet.in_flight, flushed=flushed) for outlet, line in zip(self._outlets, lines, strict=True)]
+        )
+        for outlet, part in zip(self._outlets, pledge.parts, strict=True):
+            outlet.parts.append(part)
+        self._pledges.append(pledge)
+        self._follow_pledges()
+        return pledge
+
+    def _follow_pledges(self) -> None:
+        for pledge in list(self._pledges):
+            parts = zip(pledge.parts, self._outlets, strict=True)
+            pledge.over = not any(part.flying or (part.line and self._moves(outlet)) for part, outlet in parts)
+            if pledge.over:
+                self._end(pledge)
+
+    def _end(self, pledge: Pledge) -> None:
+        self._pledges.remove(pledge)
+        for outlet, part in zip(self._outlets, pledge.parts, strict=True):
+            outlet.parts.remove(part)
+            if part.flushed:
+                outlet.put_off.extend(part.line)
+
+    def _moves(self, outlet: Outlet) -> bool:
+        """Whether what is in line will be offered, as far as is known."""
+        return not self._closed and self._limit > 0 and not outlet.refuses
+
+    # ---- counts
 
     def counts(self, tier: int) -> dict[str, int]:
         """Blocks in flight, stored, shed and failed so far."""

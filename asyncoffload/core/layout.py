@@ -69,6 +69,11 @@ def is_fan_out(name: str) -> bool:
     return _FAN_OUT.fullmatch(name) is not None
 
 
+def may_be_block(parent: str, name: str) -> bool:
+    """Whether a file in a directory of the fan-out has the name of a block, as far as is cheap to tell."""
+    return _BLOCK.fullmatch(name) is not None and name[:2] == parent[:2]
+
+
 def key_of(parent: str, name: str) -> OffloadKey | None:
     """The key whose :func:`block_path` ends in ``parent/name``; None when there is no such key."""
     place, block = _FAN_OUT.fullmatch(parent), _BLOCK.fullmatch(name)

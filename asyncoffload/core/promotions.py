@@ -85,6 +85,12 @@ class Promotions:
             fetch.state = FetchState.QUEUED
             self._line(fetch.turn).appendleft(fetch)
 
+    def ahead_of(self, priority: int) -> Iterator[Fetch]:
+        """Those in line whose turn comes before that of a new wish of this priority."""
+        for turn, line in self._lines.items():
+            if turn[0] <= priority:
+                yield from dict.fromkeys(fetch for fetch in line if fetch.turn == turn and _waits(fetch))
+
     def withdraw(self) -> list[Fetch]:
         """Take whoever has the same turn as the next one out of the line."""
         turn = next(self._first_turns(), None)
@@ -145,6 +151,13 @@ class Promotions:
 
     def __len__(self) -> int:
         return sum(_waits(fetch) for line in self._lines.values() for fetch in line)
+
+
+def comes_before(fetch: Fetch, priority: int) -> bool:
+    """Whether a block is on its way already, or in line for it, as urgently as a wish of this priority."""
+    if fetch.state is FetchState.PROMOTING:
+        return fetch.op is not None and fetch.op.priority <= priority
+    return fetch.state is FetchState.QUEUED and fetch.turn[0] <= priority
 
 
 def _waits(fetch: Fetch) -> bool:

@@ -15,7 +15,7 @@ class Route:
     Attributes:
         bytes_per_second: what it delivers.
         latency: seconds before the first byte.
-        queued_bytes: on their way already, and served first.
+        queued_bytes: on their way already, or in line, and served first.
     """
 
     bytes_per_second: float
@@ -52,7 +52,7 @@ def weigh(
 
     Args:
         sources: where each block of the prefix is.
-        nbytes: bytes of each.
+        nbytes: bytes of each; 0 for one that is among what its route has queued.
         routes: by source; blocks of a source that is not in it are there at once.
         seconds_per_block: what the request takes to compute one block.
     """
@@ -64,7 +64,7 @@ def weigh(
         if mine.any():
             carried = np.cumsum(np.where(mine, size, 0.0))
             takes = route.latency + (route.queued_bytes + carried) / route.bytes_per_second
-            there[1:] = np.maximum(there[1:], np.where(carried > 0, takes, 0.0))
+            there[1:] = np.maximum(there[1:], np.where(np.logical_or.accumulate(mine), takes, 0.0))
     computing = np.arange(found, -1, -1) * seconds_per_block
     total = there + computing
     blocks = int(np.flatnonzero(total <= total.min() * (1 + 1e-9))[-1])

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from asyncoffload.core.cascades import Cascades
 from asyncoffload.core.keeping import FIRST, Keeper, KeepsNothing
 from asyncoffload.core.ops import Hurry, Op, OpKind
+from asyncoffload.core.pledges import Pledge
 from asyncoffload.core.primary import Primary
 from asyncoffload.core.probes import Hint, Probes
 from asyncoffload.core.promotions import Promotions
@@ -96,6 +97,16 @@ class TieringPlanner:
     def close(self, ticket: Ticket) -> None:
         """Unpin what the ticket holds and stop wanting the rest; idempotent."""
         self._reads.close(ticket)
+
+    def ahead_of(self, priority: Priority) -> dict[int, list[OffloadKey]]:
+        """By tier, the blocks on their way from it, or in line for it, that a new wish of this priority waits for."""
+        ahead: dict[int, list[OffloadKey]] = {}
+        for op in self._running:
+            if op.kind is OpKind.PROMOTE and op.priority <= priority:
+                ahead.setdefault(op.tier, []).extend(key for key in op.keys if key not in op.unwanted)
+        for fetch in self._promotions.ahead_of(priority):
+            ahead.setdefault(fetch.tier, []).append(fetch.key)
+        return ahead
 
     # --- searches ---
 
@@ -271,12 +282,33 @@ class TieringPlanner:
         return self._table.keeps_dirty and self._cascades.make_room(self._table.slots_for(keys, keep), insist=insist)
 
     def may_make_room(self, keys: Sequence[OffloadKey], keep: Sequence[OffloadKey]) -> bool:
-        """Whether there may ever be room; False only where dirty blocks stay and no tier takes any."""
+        """Whether there may be room in a time that anybody should wait.
+
+        False where dirty blocks stay and no tier takes any, and where too many slots are stranded.
+        """
+        if self._table.out_of_reach(keys, keep):
+            return False
         return not self._table.keeps_dirty or self._cascades.may_make_room(self._table.slots_for(keys, keep))
 
     def flush(self) -> None:
         """Copy every block of the primary to the tiers that have no copy of it."""
         self._cascades.flush()
+
+    def pledge(self) -> Pledge:
+        """All that is on its way to the tiers now, for who waits until that has ended; to be released."""
+        return self._cascades.pledge()
+
+    def pledge_flush(self, before: Pledge | None = None) -> Pledge:
+        """As :meth:`flush`, for who waits until that has ended; after another one, only for what is left of that."""
+        return self._cascades.pledge_flush(before)
+
+    def may_take_more(self, pledge: Pledge) -> bool:
+        """Whether a tier has shed a part of what was flushed, which it may take later."""
+        return self._cascades.may_take_more(pledge)
+
+    def release(self, pledge: Pledge) -> None:
+        """Nobody waits for a pledge any more, be it over or not; what it has in line remains there."""
+        self._cascades.release(pledge)
 
     def reset(self) -> None:
         """Void every block of the primary, and stop copying them to the tiers."""

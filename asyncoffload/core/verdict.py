@@ -24,6 +24,12 @@ _WORDS = {
 }
 
 
+_REFUSALS = {
+    "dirty_victims": " but for blocks that no tier has (dirty_victims)",
+    "stranded": ", since calls of a tier that hang had too many of its slots",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What is known of a block now.
@@ -140,8 +146,7 @@ def _primary_clause(found: Evidence) -> str:
         case Fate.DEFERRED:
             return f"offered {when}, but too rarely to be stored (store_threshold)"
         case Fate.REFUSED:
-            but = " but for blocks that no tier has (dirty_victims)" if entry.why == "dirty_victims" else ""
-            return f"offered {when}, when host memory had no room for it{but}"
+            return f"offered {when}, when host memory had no room for it{_REFUSALS.get(entry.why, '')}"
         case _:
             return f"{entry.what.value} in host memory {when}, and not there any more"
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from asyncoffload.aio.waiting import outlive
 from asyncoffload.core.journal import DEFAULT_JOURNAL_BLOCKS
 from asyncoffload.core.ops import Hurry, Op
+from asyncoffload.core.pledges import Pledge
 from asyncoffload.core.policies import EvictionPolicy
 from asyncoffload.core.tickets import Ticket
 from asyncoffload.errors import InternalError
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 STRETCH_BLOCKS = 64
 """Blocks that are opened, and started, in one stretch of the loop: planning a block takes a few microseconds, and a
 loop should not be kept for half a millisecond."""
+FLUSH_PAUSE = 0.5
+"""Seconds that a tier is given to make room, where it took some of what was flushed and shed the rest."""
 LONG_CLOSE = 10.0
 """Seconds after which closing says what it is waiting for."""
 
@@ -87,6 +90,7 @@ class ConductingManager(CPUOffloadingManager):
         self._running: dict[Op, asyncio.Task[None]] = {}
         self._moves: dict[Ticket, asyncio.Event] = {}
         self._settled = asyncio.Event()
+        self._pledges: dict[Pledge, asyncio.Event] = {}
         self._pump_armed = False
         self._wished = 0  # keys of tickets since the pump last ran
         self._turn = asyncio.Lock()  # whose keys are next
@@ -98,22 +102,28 @@ class ConductingManager(CPUOffloadingManager):
     # ---- the whole
 
     async def settle(self) -> None:
-        """Wait until every cascade that was offered has ended. Cancellation: leaves at once; they go on."""
+        """Wait until every cascade that was offered before has ended. Cancellation: leaves at once; they go on."""
         self._check_open()
-        await self._until_settled()
+        await self._until_kept(self._plan(self._planner.pledge))
 
     async def flush(self) -> None:
         """Copy every block of the primary to the tiers that have no copy of it, and wait until that has ended.
 
-        Blocks that are being written count, once they are ready, only for the next time. What a tier does not take
-        stays as it is, and is counted. Cancellation: leaves at once; the copying goes on.
+        Blocks that are being written count, once they are ready, only for the next time. A tier that takes some and
+        sheds others, as one that has to evict first, is given these again after half a second, as long as it takes
+        some. What it does not take stays as it is, and is counted. Cancellation: leaves at once; the copying goes on.
 
         Raises:
             ClosedError: the manager was closed.
         """
         self._check_open()
-        self._plan(self._planner.flush)
-        await self._until_settled()
+        pledge = self._plan(self._planner.pledge_flush)
+        await self._until_kept(pledge)
+        while self._plan(self._planner.may_take_more, pledge):
+            await asyncio.sleep(FLUSH_PAUSE)
+            self._check_open()
+            pledge = self._plan(self._planner.pledge_flush, pledge)
+            await self._until_kept(pledge)
 
     async def take_events(self) -> Sequence[OffloadingEvent]:
         self._plan(self._take_tier_events, range(len(self._tiers)))
@@ -214,6 +224,9 @@ class ConductingManager(CPUOffloadingManager):
                 self._announce(ticket)
             if self._planner.settled:
                 self._settled.set()
+            for pledge, kept in self._pledges.items():
+                if pledge.over:
+                    kept.set()
             if started or woken:
                 self._after_change()
             elif self._primary.table.n_dirty < dirty:  # what a tier was found to have has become a victim
@@ -257,6 +270,8 @@ class ConductingManager(CPUOffloadingManager):
         for ticket in list(self._moves):
             self._announce(ticket)
         self._settled.set()
+        for kept in self._pledges.values():
+            kept.set()
 
     # ---- who waits
 
@@ -265,6 +280,16 @@ class ConductingManager(CPUOffloadingManager):
             self._settled.clear()
             await self._settled.wait()
             self._check_intact()
+
+    async def _until_kept(self, pledge: Pledge) -> None:
+        kept = self._pledges[pledge] = asyncio.Event()
+        try:
+            if not pledge.over:
+                await kept.wait()
+                self._check_intact()
+        finally:
+            del self._pledges[pledge]
+            self._planner.release(pledge)
 
     def _announce(self, ticket: Ticket) -> None:
         moved = self._moves.pop(ticket, None)

@@ -254,11 +254,7 @@ class CPUOffloadingManager(PlannedManager):
                     write = self._plan(self._begin_store, wanted, keys)
                     if write is not None:
                         return write
-            self._primary.journal.add(Fate.REFUSED, self._primary.table.absent(wanted), why="dirty_victims")
-            raise CapacityError(
-                f"no room for {len(wanted)} blocks in {self!r}: no tier has the others, nor takes any. Look at the "
-                'tiers, or let dirty_victims be "drop"'
-            )
+            raise self._no_room_will_come(wanted, keys)
         except TimeoutError:
             self._primary.journal.add(Fate.REFUSED, self._primary.table.absent(wanted))
             raise CapacityError(f"no room for {len(wanted)} blocks before the deadline in {self!r}") from None
@@ -266,6 +262,17 @@ class CPUOffloadingManager(PlannedManager):
             self._room.leave(waiter)
             with suppress(InternalError):  # whoever waits has been told
                 self._plan(self._call_up)
+
+    def _no_room_will_come(self, wanted: Sequence[OffloadKey], keys: Sequence[OffloadKey]) -> CapacityError:
+        table = self._primary.table
+        stranded = table.out_of_reach(wanted, keys)
+        self._primary.journal.add(Fate.REFUSED, table.absent(wanted), why="stranded" if stranded else "dirty_victims")
+        why = (
+            f"slots are in the hands of calls of a tier that hang, {stranded} too many of them. Look at its file system"
+            if stranded
+            else 'no tier has the others, nor takes any. Look at the tiers, or let dirty_victims be "drop"'
+        )
+        return CapacityError(f"no room for {len(wanted)} blocks in {self!r}: {why}")
 
     def _call_up(self) -> None:
         first, table = self._room.first, self._primary.table

@@ -23,31 +23,28 @@ class TierPace:
     """
 
     def __init__(self) -> None:
-        self._queued_bytes = 0
         self._in_flight = 0
         self._since = 0.0
         self._moved_bytes = 0
         self._n = self._x = self._y = self._xx = self._xy = 0.0
 
-    def began(self, nbytes: int, now: float) -> None:
-        """A call for so many bytes has begun."""
+    def began(self, now: float) -> None:
+        """A call has begun."""
         if not self._in_flight:
             self._since, self._moved_bytes = now, 0
         self._in_flight += 1
-        self._queued_bytes += nbytes
 
-    def ended(self, nbytes: int, moved_bytes: int, now: float) -> None:
-        """A call has ended; so many of its bytes arrived."""
+    def ended(self, moved_bytes: int, now: float) -> None:
+        """A call has ended; so many bytes arrived."""
         self._in_flight -= 1
-        self._queued_bytes -= nbytes
         self._moved_bytes += moved_bytes
         seconds = now - self._since
         if self._moved_bytes and seconds > 0 and (not self._in_flight or seconds > LONGEST_PERIOD):
             self._learn(self._moved_bytes, seconds)
             self._since, self._moved_bytes = now, 0
 
-    def route(self) -> Route | None:
-        """What to expect of it; None while nothing was seen."""
+    def route(self, queued_bytes: int = 0) -> Route | None:
+        """What to expect of it behind so many bytes; None while nothing was seen."""
         if not self._n:
             return None
         mean_x, mean_y = self._x / self._n, self._y / self._n
@@ -57,7 +54,7 @@ class TierPace:
             fitted = (self._xy / self._n - mean_x * mean_y) / spread
             if 0 < fitted < slope:
                 slope, latency = fitted, mean_y - fitted * mean_x
-        return Route(1 / slope, latency, self._queued_bytes)
+        return Route(1 / slope, latency, queued_bytes)
 
     def _learn(self, nbytes: int, seconds: float) -> None:
         self._n = self._n * FORGETTING + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from asyncoffload.core.ops import Hurry, Op, OpKind
@@ -87,9 +87,13 @@ class OpRunner:
             return self._group_bytes[0] * len(keys)
         return sum(self._group_bytes[group_of(key)] for key in keys)
 
-    def routes(self) -> dict[int, Route]:
-        """How the tiers have delivered of late, by index; without those that have delivered nothing yet."""
-        routes = {tier: pace.route() for tier, pace in enumerate(self._paces)}
+    def routes(self, ahead: Mapping[int, Sequence[OffloadKey]]) -> dict[int, Route]:
+        """How the tiers have delivered of late, by index; without those that have delivered nothing yet.
+
+        Args:
+            ahead: by tier, the blocks that it delivers before.
+        """
+        routes = {tier: pace.route(self.bytes_of(ahead.get(tier, ()))) for tier, pace in enumerate(self._paces)}
         return {tier: route for tier, route in routes.items() if route is not None}
 
     async def _conduct(self, op: Op, call: TierCall) -> None:

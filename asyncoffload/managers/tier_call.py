@@ -30,7 +30,7 @@ class TierCall:
         settle: called once.
     """
 
-    __slots__ = ("_began", "_bytes_of", "_clock", "_counts", "_nbytes", "_op", "_pace", "_settle")
+    __slots__ = ("_began", "_bytes_of", "_clock", "_counts", "_op", "_pace", "_settle")
 
     def __init__(
         self,
@@ -50,8 +50,7 @@ class TierCall:
         self._began = clock()
         counts.began()
         if self._pace is not None:
-            self._nbytes = bytes_of(op.keys)
-            self._pace.began(self._nbytes, self._began)
+            self._pace.began(self._began)
 
     @property
     def settled(self) -> bool:
@@ -85,5 +84,5 @@ class TierCall:
         assert self._settle is not None
         settle, self._settle = self._settle, None
         if self._pace is not None:
-            self._pace.ended(self._nbytes, moved, self._clock())
+            self._pace.ended(moved, self._clock())
         settle(self._op, statuses, abandoned=abandoned)

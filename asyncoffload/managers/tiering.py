@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
+from asyncoffload.core.promotions import comes_before
 from asyncoffload.core.recompute import Estimate, weigh
 from asyncoffload.core.tickets import PRIMARY, Mode, Ticket
 from asyncoffload.errors import InternalError
@@ -73,6 +74,8 @@ class TieringOffloadingManager(ConductingManager):
     async def weigh(self, keys: Sequence[OffloadKey], ctx: RequestContext, seconds_per_block: float) -> Estimate:
         """How long a prefix is worth loading by a request that could compute its blocks instead; moves nothing.
 
+        What others wait for, as urgently, counts as served before; blocks that both want count once.
+
         Cancellation: leaves at once.
 
         Raises:
@@ -83,12 +86,16 @@ class TieringOffloadingManager(ConductingManager):
         keys = checked_keys(keys)
         ready = self._primary.lookup(keys)
         sources = [PRIMARY] * ready
+        coming: set[OffloadKey] = set()
         if ready < len(keys) and allowed_tiers(self._names, ctx):
             async with self._ticket(keys[ready:], Mode.LOOK, ctx) as ticket:
                 await self._until_done(ticket)
-                sources += [PRIMARY if fetch is None else fetch.tier for fetch in ticket.fetches[: ticket.pos]]
-        nbytes = [self._runner.bytes_of([key]) for key in keys[: len(sources)]]
-        return weigh(sources, nbytes, self._runner.routes(), seconds_per_block)
+                fetches = ticket.fetches[: ticket.pos]
+                sources += [PRIMARY if fetch is None else fetch.tier for fetch in fetches]
+                coming = {fetch.key for fetch in fetches if fetch is not None and comes_before(fetch, ctx.priority)}
+        nbytes = [0 if key in coming else self._runner.bytes_of([key]) for key in keys[: len(sources)]]
+        routes = self._runner.routes(self._planner.ahead_of(ctx.priority))
+        return weigh(sources, nbytes, routes, seconds_per_block)
 
     async def prepare_load(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> CPULoadStoreSpec:
         self._check_open()

@@ -2,10 +2,10 @@
 
 from importlib.util import find_spec
 
-from asyncoffload.errors import ConfigError
+from asyncoffload.errors import MissingDependency
 
 if find_spec("prometheus_client") is None:
-    raise ConfigError("metrics need prometheus-client: pip install 'asyncoffload[metrics]'")
+    raise MissingDependency("metrics need prometheus-client: pip install 'asyncoffload[metrics]'")
 
 from asyncoffload.metrics.collector import StackCollector
 from asyncoffload.metrics.serving import MetricsServer, collecting, serve_metrics

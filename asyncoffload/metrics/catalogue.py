@@ -33,12 +33,18 @@ def _metric(kind: Kind, name: str, labels: str, text: str) -> Metric:
 
 # The calls of the stack.
 CALLS = _metric(
-    "counter", "calls_total", "call result", "Calls of lookup, load and store that ended: ok, cancelled or failed."
+    "counter",
+    "calls_total",
+    "call result",
+    "Calls of lookup, load, prefetch and store that ended: ok, cancelled or failed.",
 )
 CALL_DURATION = _metric(
-    "histogram", "call_duration_seconds", "call", "How long calls of lookup, load and store took, however they ended."
+    "histogram",
+    "call_duration_seconds",
+    "call",
+    "How long calls of lookup, load, prefetch and store took, however they ended.",
 )
-CALLS_IN_FLIGHT = _metric("gauge", "calls_in_flight", "call", "Calls of lookup, load and store under way.")
+CALLS_IN_FLIGHT = _metric("gauge", "calls_in_flight", "call", "Calls of lookup, load, prefetch and store under way.")
 LOOKUP_QUERIED = _metric("counter", "lookup_queried_blocks_total", "", "Blocks that lookups asked for.")
 LOOKUP_HIT = _metric("counter", "lookup_hit_blocks_total", "", "Blocks of lookups that some tier had, as a prefix.")
 LOAD_HIT = _metric(
@@ -46,6 +52,9 @@ LOAD_HIT = _metric(
 )
 LOAD_MISS = _metric(
     "counter", "load_miss_blocks_total", "reason", "Blocks of loads that did not come, by what ended the prefix."
+)
+LOAD_COMPUTED = _metric(
+    "counter", "load_computed_blocks_total", "", "Blocks of loads that were left out, since computing them is quicker."
 )
 STORE_BLOCKS = _metric(
     "counter",

@@ -64,6 +64,7 @@ def _verbs(stats: OffloaderStats) -> Iterator[Reading]:
             yield m.LOAD_HIT, (tier,), count
         for reason, count in blocks.missed.items():
             yield m.LOAD_MISS, (reason.value,), count
+        yield m.LOAD_COMPUTED, (), blocks.computed
         for result in ("stored", "present", "shed"):
             yield m.STORE_BLOCKS, (result,), getattr(blocks, result)
         yield m.TIER_SHED, (PRIMARY_NAME, "host_bytes"), blocks.shed

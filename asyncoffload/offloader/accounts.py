@@ -53,7 +53,7 @@ class BlockAccount:
     """
 
     def __init__(self, tiers: Iterable[str]) -> None:
-        self._queried = self._found = 0
+        self._queried = self._found = self._computed = 0
         self._loaded = dict.fromkeys(tiers, 0)
         self._missed = dict.fromkeys(Status, 0)
         del self._missed[Status.DONE]  # ends no prefix
@@ -65,11 +65,13 @@ class BlockAccount:
         self._found += found
 
     def loaded(self, asked: int, result: LoadResult) -> None:
-        """A load of so many blocks ended."""
+        """A load that was asked for so many blocks ended."""
         for tier, blocks in result.by_tier.items():
             self._loaded[tier] += blocks
         if result.stopped_by is not None:
             self._missed[result.stopped_by] += asked - result.blocks
+        else:
+            self._computed += asked - result.blocks
 
     def stored(self, result: StoreResult) -> None:
         """A store ended."""
@@ -84,6 +86,7 @@ class BlockAccount:
             found=self._found,
             loaded=self._loaded.copy(),
             missed=self._missed.copy(),
+            computed=self._computed,
             stored=self._stored,
             present=self._present,
             shed=self._shed,

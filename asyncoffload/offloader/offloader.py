@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 
 from asyncoffload.aio.io_threads import IOThreads
 from asyncoffload.aio.resource import AsyncResource
@@ -201,8 +202,8 @@ class Offloader(AsyncResource):
                 has delivered nothing yet is taken to be quick.
 
         Raises:
-            InvalidArgument: keys or device blocks are malformed, the arrival is not new, or the rate is not above 0;
-                nothing was moved.
+            InvalidArgument: keys or device blocks are malformed, the arrival is not new, or the rate is not above 0, or
+                too near to it; nothing was moved.
             TransferError: a copy to the device failed; the device blocks are undefined.
             ClosedError: the offloader was closed; the device blocks are undefined.
 
@@ -210,19 +211,19 @@ class Offloader(AsyncResource):
         undefined then.
         """
         self._check_open()
-        keys = keys_within(ctx.namespace, keys)
+        wanted = keys = keys_within(ctx.namespace, keys)
         blocks = self._device.blocks_of(keys, device_blocks, distinct=True)
-        if prefill_rate is not None and not prefill_rate > 0:
-            raise InvalidArgument(f"prefill_rate is {prefill_rate}: pass tokens per second above 0, or leave it out")
+        computing = None if prefill_rate is None else self._seconds_per_block(prefill_rate)
         estimate = None
         with under_way(arrival), self._accounts.verbs["load"].call():
             await self._manager.touch(keys, ctx)
-            if prefill_rate is not None:
-                estimate = await self._manager.weigh(keys, ctx, self._layout.tokens_per_block / prefill_rate)
-                if estimate.blocks < estimate.found:
-                    keys = keys[: estimate.blocks]
+            if computing is not None:
+                estimate = await self._manager.weigh(keys, ctx, computing)
+                # Nothing is known of what is behind the first block that was not found, so no more than that is asked
+                # for: it says why the prefix ends, or was on its way into host memory.
+                keys = keys[: estimate.blocks + (estimate.blocks == estimate.found)]
             result = replace(await self._mover.load(keys, blocks, ctx, arrival), estimate=estimate)
-        self._accounts.blocks.loaded(len(keys), result)
+        self._accounts.blocks.loaded(len(wanted), result)
         return result
 
     async def prefetch(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> LoadResult:
@@ -232,7 +233,8 @@ class Offloader(AsyncResource):
         brings no more than fills half of host memory, and holds none of it when it returns.
 
         Returns:
-            The prefix that was in host memory at some moment of the call; ``"CPU"`` counts what was there before.
+            The prefix that was in host memory at some moment of the call; ``"CPU"`` counts what was there before, and
+            ``stopped_by`` is None also where half of host memory was the end of it.
 
         Raises:
             InvalidArgument: keys are malformed.
@@ -252,7 +254,8 @@ class Offloader(AsyncResource):
         """Copy those of the blocks that are absent into host memory, and from there, later, to the slower tiers.
 
         All keys of a request may be passed, also those that were loaded: they count as used together. Returns when
-        the device blocks may be reused. Waits for room while others hold it, until the deadline.
+        the device blocks may be reused. Waits for room while others hold it, until the deadline; calls of a tier that
+        hang are no such others: what cannot have room without their slots is shed.
 
         Raises:
             InvalidArgument: keys or device blocks are malformed; nothing was moved.
@@ -279,9 +282,10 @@ class Offloader(AsyncResource):
     # ---- the whole
 
     async def settle(self) -> None:
-        """Wait until every block on its way to a slower tier has arrived there or was shed.
+        """Wait until every block that is on its way to a slower tier now has arrived there or was shed.
 
-        Under ``write_policy = "demote"`` most blocks are on no way: :meth:`flush` brings all of them.
+        What is stored meanwhile is not waited for. Under ``write_policy = "demote"`` most blocks are on no way:
+        :meth:`flush` brings all of them.
 
         Cancellation: leaves at once.
         """
@@ -290,7 +294,8 @@ class Offloader(AsyncResource):
     async def flush(self) -> None:
         """Copy every block of host memory to the slower tiers that have none of it, and wait until that has ended.
 
-        Blocks that a tier does not take are counted as shed or failed.
+        What is stored meanwhile is not waited for. Blocks that a tier does not take are counted as shed or failed; one
+        that sheds only a part, as where it has to make room first, is given that again, as long as it takes some.
 
         Raises:
             ClosedError: the offloader was closed.
@@ -336,6 +341,12 @@ class Offloader(AsyncResource):
         return f"<Offloader {state}: {self._region!r}, {self._worker!r}, {self._manager!r}>"
 
     # ---- inside
+
+    def _seconds_per_block(self, prefill_rate: float) -> float:
+        with suppress(TypeError, ValueError, OverflowError):
+            if prefill_rate > 0 and isfinite(seconds := self._layout.tokens_per_block / prefill_rate):
+                return seconds
+        raise InvalidArgument(f"prefill_rate is {prefill_rate!r}: pass tokens per second above 0, or leave it out")
 
     async def _close_region(self) -> None:
         if not self._region.pinned:

@@ -14,10 +14,10 @@ class LoadResult:
     """How much of a prefix is in the device blocks now.
 
     Attributes:
-        blocks: length of the loaded prefix, in offloaded blocks.
+        blocks: length of the loaded prefix, in offloaded blocks; of a prefetch, of that in host memory.
         by_tier: how many of them came from where; ``"CPU"`` is the primary.
-        stopped_by: why the prefix ends before the last key; None when it does not, or when the rest that was found is
-            quicker to compute, as ``estimate`` says.
+        stopped_by: why the prefix ends before the last key; None when it does not, and when no more was asked for: the
+            rest is quicker to compute, as far as ``estimate`` says, or a prefetch has brought as much as it may.
         estimate: how long a prefix was worth loading; None where that was not asked for.
     """
 
@@ -34,7 +34,8 @@ class StoreResult:
     Attributes:
         stored: they are in the primary now.
         present: they were there already, were being written by somebody else, or are kept out by the store threshold.
-        shed: there was no room before the deadline for them, or for a slice of the request before them.
+        shed: there was no room for them, or for a slice of the request before them: not before the deadline, or not
+            while calls of a tier that hang hold the slots.
     """
 
     stored: int

@@ -38,6 +38,7 @@ class BlockCounts:
         queried, found: blocks of lookups, and those of them that some tier had.
         loaded: blocks that loads brought into device blocks, by the tier they came from; ``"CPU"`` is the primary.
         missed: blocks of loads that were not brought, by what ended the prefix.
+        computed: blocks of loads that were not brought since they are quicker to compute, as far as was judged.
         stored, present, shed: blocks of stores, as :class:`~asyncoffload.StoreResult` has them.
     """
 
@@ -45,6 +46,7 @@ class BlockCounts:
     found: int
     loaded: Mapping[str, int]
     missed: Mapping[Status, int]
+    computed: int
     stored: int
     present: int
     shed: int
@@ -75,8 +77,8 @@ class OffloaderStats:
         primary: the slots of host memory, in blocks.
         tiers: per secondary tier its blocks by what became of them, and the tier's own counters.
         slot_bytes: bytes of one slot.
-        verbs: the calls of ``lookup``, ``load`` and ``store``.
-        blocks: the blocks that these named.
+        verbs: the calls of ``lookup``, ``load``, ``prefetch`` and ``store``.
+        blocks: the blocks that these named, but for those of ``prefetch``.
         copies: the copies by direction, ``"load"`` to the device and ``"store"`` from it.
         engines: the ways of copying by name, and what each has done.
         tier_calls: per secondary tier the calls of its ``lookup``, ``load`` and ``store``.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from asyncoffload.aio.loop_thread import LoopThread
 from asyncoffload.config import OffloaderSettings
 from asyncoffload.core.policies import EvictionPolicy
+from asyncoffload.core.recompute import Estimate
 from asyncoffload.errors import ClosedError, TierUnavailable
 from asyncoffload.keys import OffloadKey, keys_within
 from asyncoffload.offloader.offloader import HandlerFactory, Offloader, TierFactory
@@ -37,14 +39,16 @@ class OffloadResult:
     """How a load or a store ended.
 
     Attributes:
-        job_id: what ``submit_load`` or ``submit_store`` returned.
-        is_store: which of the two it was.
+        job_id: what ``submit_load``, ``submit_prefetch`` or ``submit_store`` returned.
+        is_store: whether it was the last of these.
         success: nothing failed. If not, the device blocks of a load are undefined, and of a store some may be missing.
-        blocks: of a load, the length of the prefix that is in the device blocks; of a store, how many blocks the
-            primary has now that it had not before.
+        blocks: of a load, the length of the prefix that is in the device blocks, of a prefetch, of that in host memory;
+            of a store, how many blocks the primary has now that it had not before.
         by_tier: where the blocks of a load came from; ``"CPU"`` is the primary.
-        stopped_by: why not all blocks were moved; None when they were, or when they were there already.
+        stopped_by: why not all blocks were moved; None when they were, when they were there already, or when no more
+            was asked for, as :class:`~asyncoffload.LoadResult` says.
         error: what failed, or ``CancelledError`` for a job that was cancelled.
+        estimate: how long a prefix was worth loading; None where that was not asked for.
     """
 
     job_id: int
@@ -54,15 +58,14 @@ class OffloadResult:
     by_tier: Mapping[str, int] = field(default_factory=dict)
     stopped_by: Status | None = None
     error: BaseException | None = None
+    estimate: Estimate | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Work:
     job_id: int
     is_store: bool
-    keys: Sequence[OffloadKey]
-    device_blocks: Sequence[int] | Int32s
-    ctx: RequestContext
+    move: Callable[[], Awaitable[LoadResult | StoreResult]]
     cancelled: bool = False
     task: asyncio.Task[Any] | None = None
 
@@ -151,16 +154,32 @@ class SyncOffloader:
         return None if waiting else n_found
 
     def submit_load(
-        self, keys: Sequence[OffloadKey], device_blocks: Sequence[int] | Int32s, ctx: RequestContext = ANONYMOUS
+        self,
+        keys: Sequence[OffloadKey],
+        device_blocks: Sequence[int] | Int32s,
+        ctx: RequestContext = ANONYMOUS,
+        *,
+        prefill_rate: float | None = None,
     ) -> int:
         """Bring the longest prefix that can be had into the device blocks; returns the job's id at once.
 
         Whatever is wrong, with the arguments or later, is told by the result.
 
+        Args:
+            prefill_rate: tokens per second that the request computes: load or recompute, as :meth:`Offloader.load`.
+
         Raises:
             ClosedError, WrongLoopError, InternalError: as :meth:`lookup`.
         """
-        return self._submit(False, keys, device_blocks, ctx)
+        load = self._offloader.load
+        return self._submit(False, partial(load, tuple(keys), _own(device_blocks), ctx, prefill_rate=prefill_rate))
+
+    def submit_prefetch(self, keys: Sequence[OffloadKey], ctx: RequestContext = ANONYMOUS) -> int:
+        """Bring the longest prefix that can be had into host memory, patiently, as :meth:`Offloader.prefetch`.
+
+        Returns the job's id at once; otherwise as :meth:`submit_load`.
+        """
+        return self._submit(False, partial(self._offloader.prefetch, tuple(keys), ctx))
 
     def submit_store(
         self, keys: Sequence[OffloadKey], device_blocks: Sequence[int] | Int32s, ctx: RequestContext = ANONYMOUS
@@ -169,7 +188,7 @@ class SyncOffloader:
 
         Returns the job's id at once; otherwise as :meth:`submit_load`.
         """
-        return self._submit(True, keys, device_blocks, ctx)
+        return self._submit(True, partial(self._offloader.store, tuple(keys), _own(device_blocks), ctx))
 
     def cancel(self, job_ids: Iterable[int]) -> None:
         """Nobody wants these jobs any more: what runs of them ends early. Unknown ids are ignored; returns at once.
@@ -212,10 +231,11 @@ class SyncOffloader:
             )
 
     def settle(self, timeout: float | None = None) -> None:
-        """Block until every block on its way to a slower tier has arrived there or was shed.
+        """Block until every block that is on its way to a slower tier now has arrived there or was shed.
 
         Raises:
             TierUnavailable: some are still on their way after ``timeout`` seconds.
+            ClosedError: the offloader was shut down.
             WrongLoopError, InternalError: as :meth:`wait`.
         """
         self._until_in_tiers(self._offloader.settle, timeout)
@@ -223,8 +243,11 @@ class SyncOffloader:
     def flush(self, timeout: float | None = None) -> None:
         """Copy every block of host memory to the slower tiers that have none of it, and block until that has ended.
 
+        What is stored meanwhile is not waited for.
+
         Raises:
             TierUnavailable: some are still on their way after ``timeout`` seconds.
+            ClosedError: the offloader was shut down.
             WrongLoopError, InternalError: as :meth:`wait`.
         """
         self._until_in_tiers(self._offloader.flush, timeout)
@@ -268,13 +291,10 @@ class SyncOffloader:
         except TimeoutError:
             raise TierUnavailable(f"blocks are still on their way to the tiers after {timeout} seconds") from None
 
-    def _submit(
-        self, is_store: bool, keys: Sequence[OffloadKey], blocks: Sequence[int] | Int32s, ctx: RequestContext
-    ) -> int:
+    def _submit(self, is_store: bool, move: Callable[[], Awaitable[LoadResult | StoreResult]]) -> int:
         self._check_open()
         job_id = next(self._ids)
-        mine = blocks.copy() if isinstance(blocks, np.ndarray) else tuple(blocks)
-        self._jobs.submit(job_id, _Work(job_id, is_store, tuple(keys), mine, ctx))
+        self._jobs.submit(job_id, _Work(job_id, is_store, move))
         return job_id
 
     def _check_open(self) -> None:
@@ -287,8 +307,7 @@ class SyncOffloader:
         try:
             if work.cancelled:
                 raise asyncio.CancelledError
-            move = self._offloader.store if work.is_store else self._offloader.load
-            result = await move(work.keys, work.device_blocks, work.ctx)
+            result = await work.move()
         except (Exception, asyncio.CancelledError) as error:  # each job has its one result, whatever happens
             return OffloadResult(work.job_id, work.is_store, False, error=error)
         return _told(work, result)
@@ -312,9 +331,16 @@ def _best(probes: Iterable[Probes], key: OffloadKey) -> LookupResult:
     return best
 
 
+def _own(device_blocks: Sequence[int] | Int32s) -> Sequence[int] | Int32s:
+    """A copy, since the caller may use its own for something else at once."""
+    return device_blocks.copy() if isinstance(device_blocks, np.ndarray) else tuple(device_blocks)
+
+
 def _told(work: _Work, result: LoadResult | StoreResult) -> OffloadResult:
     if isinstance(result, LoadResult):
-        return OffloadResult(work.job_id, False, True, result.blocks, result.by_tier, result.stopped_by)
+        return OffloadResult(
+            work.job_id, False, True, result.blocks, result.by_tier, result.stopped_by, estimate=result.estimate
+        )
     return OffloadResult(work.job_id, True, True, result.stored, {}, Status.SHED if result.shed else None)
 
 

@@ -10,8 +10,9 @@
 :class:`Gate`                                   a place where coroutines and threads wait for the test
 =============================================== ======================================================================
 
-``docs/writing-a-tier.md`` shows them at work. Needs ``pip install asyncoffload[testing]``, which also gives pytest the
-markers ``virtual_time`` and ``loops`` of :mod:`asyncoffload.testing.pytest_plugin`.
+``help()`` of each says how it is used; ``docs/writing-a-tier.md``, in the source tree, shows them at work. The laws and
+the pytest markers ``virtual_time`` and ``loops`` (:mod:`asyncoffload.testing.pytest_plugin`) need
+``pip install 'asyncoffload[testing]'``.
 
 Each name is imported when it is first used, since pytest imports this package in every run of its environment.
 """
@@ -23,8 +24,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if "pytest" in sys.modules:  # before the modules whose assertions are to speak are imported
-    sys.modules["pytest"].register_assert_rewrite("asyncoffload.testing.laws", "asyncoffload.testing.tier_model")
+if _pytest := sys.modules.get("pytest"):  # before the modules whose assertions are to speak are imported
+    _pytest.register_assert_rewrite("asyncoffload.testing.laws", "asyncoffload.testing.tier_model")
 
 if TYPE_CHECKING:
     from asyncoffload.testing.clocks import Clock as Clock, LoopClock as LoopClock, ManualClock as ManualClock

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -73,11 +73,13 @@ class FaultPlan(Generic[F]):
     """Faults to come, asked for by call and key. Any thread.
 
     Args:
+        names: the calls that there are.
         seed: decides where faults with a ``chance`` strike. It is thrown for each key and each time that the key comes
             by, so the order in which keys come by does not matter.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, names: Collection[str], seed: int = 0) -> None:
+        self._names = names
         self._seed = seed
         self._lock = threading.Lock()
         self._rules: dict[FaultRule[F], int] = {}
@@ -104,8 +106,12 @@ class FaultPlan(Generic[F]):
             chance: with this probability.
 
         Raises:
-            InvalidArgument: a chance that is none.
+            InvalidArgument: there is no such call, ``keys`` is a key, or ``chance`` is none.
         """
+        if call not in self._names:
+            raise InvalidArgument(f"there is no call {call!r}: choose one of {', '.join(self._names)}")
+        if isinstance(keys, bytes):
+            raise InvalidArgument(f"keys= is a collection: for one key say keys=[key], got {keys!r}")
         if not 0 <= chance <= 1:
             raise InvalidArgument(f"a chance lies between 0 and 1, got {chance}")
         rule = FaultRule(self, call, fault, keys, calls, times, chance)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from asyncoffload.core.layout import key_of
+from asyncoffload.errors import InvalidArgument
 from asyncoffload.keys import OffloadKey
 from asyncoffload.testing.fault_plan import FaultPlan, FaultRule
 from asyncoffload.testing.gates import Gate
@@ -77,6 +78,13 @@ class Delayed:
 
 DiskFault = Refused | Torn | Short | Flipped | Delayed
 
+_FAULTS: dict[DiskCall, tuple[type[DiskFault], ...]] = {
+    **dict.fromkeys(get_args(DiskCall), (Refused, Delayed)),
+    "read": (Refused, Delayed, Short, Flipped),
+    "write": (Refused, Delayed, Short, Torn),
+}
+"""What each call can suffer."""
+
 
 class FaultyDisk:
     """Pass its :meth:`make_files` to a file tier; the tier then does its I/O through this disk, in its own threads.
@@ -95,7 +103,7 @@ class FaultyDisk:
     """
 
     def __init__(self, *, seed: int = 0, sleep: Callable[[float], object] = time.sleep) -> None:
-        self._plan: FaultPlan[DiskFault] = FaultPlan(seed)
+        self._plan: FaultPlan[DiskFault] = FaultPlan(get_args(DiskCall), seed)
         self._sleep = sleep
         self.gates: dict[DiskCall, Gate[str]] = {call: Gate() for call in get_args(DiskCall)}
 
@@ -121,7 +129,19 @@ class FaultyDisk:
         times: int | None = None,
         chance: float = 1.0,
     ) -> FaultRule[DiskFault]:
-        """Let something go wrong from now on. The conditions are those of :meth:`FaultPlan.add`."""
+        """Let something go wrong from now on. The conditions are those of :meth:`FaultPlan.add`.
+
+        Every call can be ``Refused`` and ``Delayed``; a read can be ``Short`` and ``Flipped``, a write ``Short`` and
+        ``Torn``.
+
+        Raises:
+            InvalidArgument: the call cannot suffer that, or what :meth:`FaultPlan.add` says.
+        """
+        if not isinstance(fault, _FAULTS.get(call, object)):
+            possible = ", ".join(kind.__name__ for kind in _FAULTS[call])
+            raise InvalidArgument(f"{call!r} cannot suffer {fault!r}: choose one of {possible}")
+        if call == "sync_directory" and keys is not None:
+            raise InvalidArgument("directories have no keys: leave out keys= for 'sync_directory'")
         return self._plan.add(call, fault, keys=keys, calls=calls, times=times, chance=chance)
 
     def recover(self) -> None:

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 
+from asyncoffload.errors import InvalidArgument
 from asyncoffload.testing.aftermath import Aftermath, File, Naming, Write
 from asyncoffload.tiers.fs.blockfile import BlockFiles
 from asyncoffload.tiers.fs.format import BlockFormat
 from asyncoffload.tiers.fs.system_calls import EXCHANGE, SystemCalls, rename_with, sync_directory, sync_whole
 from asyncoffload.tiers.fs.whole_sync import may_sync_whole
+
+_SYNCS = ("sync_file", "sync_directory", "sync_whole")
 
 
 class PowerLoss:
@@ -33,13 +36,19 @@ class PowerLoss:
             ``"sync_directory"``, ``"sync_whole"``.
         whole: whether whole file systems are synced where many files are waiting; None: where it is right and cheap.
 
+    Raises:
+        InvalidArgument: there is no such call to lie about.
+
     Attributes:
         calls: for whatever else does its I/O through :class:`~asyncoffload.tiers.fs.system_calls.SystemCalls`.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, lies: Container[str] = (), whole: bool | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, lies: Collection[str] = (), whole: bool | None = None) -> None:
+        unknown = [name for name in lies if name not in _SYNCS]
+        if unknown:
+            raise InvalidArgument(f"lies= are names of calls, of {', '.join(_SYNCS)}; got {unknown}")
         self.root = os.path.abspath(root)
-        self._lies = lies
+        self._lies = frozenset(lies)
         self._whole = whole
         self._lock = threading.RLock()
         self._now = 0

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+_OPTIONS = {"start", "horizon", "patience"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,12 +64,21 @@ def _factories(metafunc: pytest.Metafunc) -> dict[str, LoopFactory]:
     test = metafunc.definition
     virtual, loops = test.get_closest_marker("virtual_time"), test.get_closest_marker("loops")
     if virtual is not None:
+        if virtual.args or not virtual.kwargs.keys() <= _OPTIONS:
+            raise _wrongly_marked(test, virtual, "start=, horizon= and patience=")
         return {"virtual": partial(_virtual, **virtual.kwargs)}
+    if loops is not None and loops.kwargs:
+        raise _wrongly_marked(test, loops, "names of loops")
     names = metafunc.config.getini("asyncoffload_loops") if loops is None else loops.args
     unknown = [name for name in names if name not in _LOOPS]
     if unknown:
         raise pytest.UsageError(f"{test.nodeid}: no event loop is called {unknown}; there are {', '.join(_LOOPS)}")
     return {name: _LOOPS[name] for name in names}
+
+
+def _wrongly_marked(test: pytest.Item, marker: pytest.Mark, takes: str) -> pytest.UsageError:
+    given = [*map(repr, marker.args), *(f"{name}={value!r}" for name, value in marker.kwargs.items())]
+    return pytest.UsageError(f"{test.nodeid}: {marker.name} takes {takes}, got {', '.join(given)}")
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+from asyncoffload.errors import MissingDependency
+
+if _missing := [name for name in ("hypothesis", "pytest", "pytest_asyncio") if find_spec(name) is None]:
+    raise MissingDependency(f"TierLaws needs {', '.join(_missing)}: pip install 'asyncoffload[testing]'")
+
 from asyncoffload.testing.laws.closing import ClosingLaws
 from asyncoffload.testing.laws.lasting import LastingLaws
 from asyncoffload.testing.laws.outcomes import OutcomeLaws

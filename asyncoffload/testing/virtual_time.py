@@ -6,7 +6,7 @@ import asyncio
 import selectors
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Self, TypeVar, TypeVarTuple
 
 from asyncoffload.aio.io_threads import IOThreads
@@ -38,7 +38,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     **Time stands still while threads work.** What a thread does takes no virtual time: the clock jumps only when
     nobody has anything to do. The loop knows of
 
-    * calls by :meth:`run_in_executor`, whatever the executor, and ``asyncio.to_thread``;
+    * calls by :meth:`run_in_executor`, whatever the executor, and ``asyncio.to_thread``, until they end: cancelling the
+      future of one that runs does not end it;
     * the library's own I/O and copy threads, of the whole process. Which of several of them ends first is the operating
       system's choice: where that matters, give a tier one thread.
 
@@ -59,10 +60,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._end = start + horizon
         self._horizon = horizon
         self._patience = patience
-        self._calls = 0
+        self._calls: set[Future[Any]] = set()  # handed to executors and not ended; any thread
         self._busy_turns = 0  # since there was last nothing to do
         self._idle_at = time.monotonic()
-        self._scheduled: list[asyncio.TimerHandle]  # the base class's own
+        self._scheduled: list[asyncio.TimerHandle]  # the base class's own, as the next one
+        self._default_executor: Executor | None
         super().__init__(_Selector(self._select))
 
     @classmethod
@@ -82,10 +84,17 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
-        future = super().run_in_executor(executor, func, *args)
-        if not isinstance(executor, IOThreads):  # which are counted by themselves
-            self._calls += 1
-            future.add_done_callback(self._call_ended)
+        if isinstance(executor, IOThreads):  # which are counted by themselves
+            return super().run_in_executor(executor, func, *args)
+        if self.is_closed():
+            raise RuntimeError("the event loop is closed: it runs no more calls")
+        if executor is None:
+            executor = self._default_executor = self._default_executor or ThreadPoolExecutor()
+        call = executor.submit(func, *args)
+        future = asyncio.wrap_future(call, loop=self)
+        # A cancelled asyncio future ends before its thread does. And whoever waits hears of the end first.
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
         return future
 
     def block(self, seconds: float) -> None:
@@ -95,11 +104,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self.call_soon_threadsafe(self.call_later, seconds, passed.open)
         passed.pass_in_thread(None)
 
-    def _call_ended(self, _: asyncio.Future[Any]) -> None:
-        self._calls -= 1
-
     def _working(self) -> int:
-        return threads_at_work(self._calls)
+        return threads_at_work(len(self._calls))
 
     def _select(self, look: Callable[[float], Ready], timeout: float | None) -> Ready:
         """The selector's ``select``: what is ready, else let virtual time pass."""

@@ -293,6 +293,27 @@ async def test_a_hanging_thread_is_given_up_and_its_worker_goes_on() -> None:
     assert pool.stats().threads == 0
 
 
+async def test_it_says_whether_more_threads_hang_than_can_be_replaced() -> None:
+    now = 0.0
+    pool = DualQueueThreadPool(1, 1, clock=lambda: now, max_given_up=1)
+    gates = [Gate(), Gate()]
+    hanging = [pool.enqueue_load(n, 1, [gate]) for n, gate in enumerate(gates)]
+    for gate in gates:
+        await gate.reached.wait()
+    now = 3.0
+    assert not pool.lacks_threads(older_than=5)
+    now = 10.0
+    stuck = pool.give_up(older_than=5)
+    assert set(stuck) == set(hanging)
+    assert pool.lacks_threads(older_than=5)
+    gates[1].opened.set()
+    await hanging[1]
+    assert not pool.lacks_threads(older_than=5), "the other one was replaced"
+    gates[0].opened.set()
+    await hanging[0]
+    await pool.aclose()
+
+
 def test_the_interpreter_exits_with_an_io_thread_blocked() -> None:
     code = """
 import asyncio, os, threading

@@ -65,6 +65,29 @@ def test_named_files_are_written_and_found_again(tmp_path: Path, durability: str
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_figures_as_output() -> None:
+    run = _run("replay", *SMALL, "--json", "-")
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["served"] == 20
+
+
+@pytest.mark.parametrize("command", [["replay"], ["bench", "device"], ["bench", "fs", "."]], ids=" ".join)
+def test_without_matplotlib_a_picture_is_refused_before_anything_is_measured(
+    command: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    run = _run(*command, "--plot", "x.png")
+    assert run.exit_code == 2
+    assert "a picture needs matplotlib: pip install 'asyncoffload[cli]'" in " ".join(run.output.split())
+
+
+def test_as_a_module() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "asyncoffload", "--version"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == f"asyncoffload {version('asyncoffload')}\n"
+
+
 def test_wrong_bytes_are_an_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncoffload.cli.blockbytes.BlockBytes.count_wrong", lambda *_: 3)
     run = _run("replay", *SMALL)
@@ -83,6 +106,9 @@ def test_wrong_bytes_are_an_exit_status(monkeypatch: pytest.MonkeyPatch) -> None
         (["--fs-threads", "many"], "'many' is neither a number of threads nor auto"),
         (["--device-blocks", "3"], "blocks, the device 3: give it more blocks"),
         (["--fs-dir", "/proc/nowhere"], "/proc/nowhere"),
+        (["--fs-dir", ""], "the name is empty, as a variable is that was not set"),
+        (["--fs-dir", "/dev/null"], "'/dev/null' is not a directory"),
+        (["--json", "x" * 300 + "/x.json"], "cannot be looked at: File name too long"),
         (["--json", "/nowhere/x.json"], "/nowhere is not a directory: make it first"),
         (["nowhere.jsonl"], "nowhere.jsonl: the trace cannot be read"),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
@@ -261,6 +263,40 @@ def test_the_command_prints_a_table_and_writes_its_files(tmp_path: Path, tiny: N
     assert sorted(tmp_path.iterdir()) == [picture, figures]
 
 
+def test_figures_as_output(tiny: None) -> None:  # noqa: ARG001
+    run = _run("--device", "cpu", "--only", "submission", "--json", "-")
+    assert run.exit_code == 0, run.output
+    assert [section.key for section in DeviceReport.from_json(json.loads(run.stdout)).sections] == ["submission"]
+
+
+def test_what_is_no_plain_file_is_written_into(tmp_path: Path, tiny: None) -> None:  # noqa: ARG001
+    link, target, pipe = tmp_path / "link", tmp_path / "target", tmp_path / "pipe"
+    link.symlink_to(target)
+    target.touch()
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for path in (link, pipe):
+        run = _run("--device", "cpu", "--only", "submission", "--json", path)
+        assert run.exit_code == 0, run.output
+    assert link.is_symlink()
+    assert pipe.is_fifo()
+    for text in (target.read_text(), os.read(reader, 1 << 16).decode()):
+        assert DeviceReport.from_json(json.loads(text)).sections
+    os.close(reader)
+    assert sorted(tmp_path.iterdir()) == [link, pipe, target]
+
+
+def test_figures_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    run = _run("--device", "cpu", "--only", "submission", "--json", tmp_path / "figures.json")
+    assert run.exit_code == 2
+    assert "the figures cannot be written" in run.output
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_failing_row_is_an_exit_status(monkeypatch: pytest.MonkeyPatch, tiny: None) -> None:  # noqa: ARG001
     def fail(side: Side, effort: Effort, _: None) -> Iterator[Figure]:
         raise RuntimeError(f"no such {side.kind} after {effort.rounds} rounds")
@@ -296,6 +332,7 @@ def test_an_interrupt_ends_with_the_figures_so_far(
         (["--only", "speeed"], "there is no measurement 'speeed': choose among speed, both"),
         (["--device", "tpu"], "'tpu' is not one of"),
         (["--json", "/nowhere/x.json"], "/nowhere is not a directory: make it first"),
+        (["--json", ""], "is a directory"),
     ],
 )
 def test_bad_input_is_named(arguments: Sequence[str], message: str) -> None:

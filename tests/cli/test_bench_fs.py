@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -115,6 +116,16 @@ def test_slots_that_were_not_read_are_wrong() -> None:
     assert memory.wrong_slots() == 3
 
 
+def test_memory_that_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("asyncoffload.cli.fs_bench.memory.mmap.mmap", refuse)
+    result = run("bench", "fs", tmp_path, *SMALL)
+    assert result.exit_code == 2
+    assert "128.0KiB of memory cannot be had (Cannot allocate memory): choose a smaller --bytes" in words(result)
+
+
 def test_each_size_cleans_up(tmp_path: Path) -> None:
     effort = Effort(nbytes=65536, rounds=1, io_threads="auto", direct_io="auto")
     steps = []
@@ -166,3 +177,21 @@ def test_bad_input_is_named(tmp_path: Path, arguments: Sequence[str], message: s
     assert result.exit_code == 2
     assert message in words(result)
     assert os.listdir(tmp_path) == []
+
+
+def test_threads_that_were_interrupted_while_they_started_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = threading.Thread.start, list[threading.Thread]()
+
+    def interrupted(thread: threading.Thread) -> None:
+        if started:
+            raise KeyboardInterrupt
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    paths = [str(tmp_path / str(index)) for index in range(1000)]
+    with pytest.raises(KeyboardInterrupt):
+        BareThreads(3, RawFiles(direct=False).write, paths, [memoryview(bytes(8192))] * 1000)
+    assert [thread.is_alive() for thread in started] == [False]

@@ -15,7 +15,7 @@ from asyncoffload.cli.health import advice, machine
 from asyncoffload.cli.health.findings import Finding, Level, worst
 from asyncoffload.cli.health.machine import cgroup_limit
 from asyncoffload.cli.health.place import direct_finding, place_findings, quota_finding, trait_findings
-from asyncoffload.cli.health.speed import BLOCK_SIZES, THREAD_COUNTS, Speed
+from asyncoffload.cli.health.speed import BLOCK_SIZES, THREAD_COUNTS, Speed, SpeedProbe
 from asyncoffload.config import FileSystemTierSettings
 from asyncoffload.tiers.fs.mounts import Mount
 from asyncoffload.tiers.fs.traits import DirectAlignment, Trait
@@ -31,7 +31,16 @@ def test_a_directory_is_looked_at_and_left_as_it_was(tmp_path: Path) -> None:
     status, report = run_json("doctor", tmp_path, *QUICK)
     assert status == 0
     assert sorted(map(str, tmp_path.rglob("*"))) == before
-    assert set(report) == {"root", "level", "findings", "speeds", "thread_speeds", "good_block_bytes", "options"}
+    assert set(report) == {
+        "root",
+        "level",
+        "interrupted",
+        "findings",
+        "speeds",
+        "thread_speeds",
+        "good_block_bytes",
+        "options",
+    }
     findings = {finding["name"]: finding for finding in report["findings"]}
     assert set(findings["O_DIRECT"]) == {"topic", "name", "level", "found", "remedy"}
     for name in (
@@ -100,6 +109,34 @@ def test_a_disk_that_fills_up_meanwhile_is_said(tmp_path: Path, monkeypatch: pyt
     assert result.exit_code == 0
     assert "not measured: No space left on device" in words(result)
     assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_keeps_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = SpeedProbe._measure
+
+    def interrupted(self: SpeedProbe, block_bytes: int, n_threads: int, progress: Callable[[], None]) -> Speed:
+        if block_bytes > BLOCK_SIZES[0]:
+            raise KeyboardInterrupt
+        return measure(self, block_bytes, n_threads, progress)
+
+    monkeypatch.setattr(SpeedProbe, "_measure", interrupted)
+    status, report = run_json("doctor", tmp_path, *QUICK)
+    assert (status, report["interrupted"], len(report["speeds"])) == (130, True, 1)
+    result = run("doctor", tmp_path, *QUICK)
+    assert result.exit_code == 130
+    assert "O_DIRECT" in result.output
+    assert "64.0KiB" in result.output
+    assert "interrupted: this is not all of it" in words(result)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_before_anything_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(root: str) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("asyncoffload.cli.doctor_command.place_findings", interrupted)
+    result = run("doctor", tmp_path)
+    assert (result.exit_code, "interrupted" in result.output) == (130, True)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +293,7 @@ def test_a_quota_is_most_of_what_there_is() -> None:
     ("arguments", "message"),
     [
         (["--bytes", "lots"], "'lots' is not a size"),
+        (["--bytes", "1"], "--bytes is 1, less than one of the largest blocks that are measured: choose 4.0MiB or"),
         (["--json", "/nowhere/x.json"], "/nowhere is not a directory: make it first"),
     ],
 )

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asyncoffload.core.layout import directory_name
 from asyncoffload.keys import OffloadKey
 from asyncoffload.testing.slots import Slots
+from asyncoffload.tiers.fs import collecting
 from asyncoffload.tiers.fs.collecting import Collection
+from asyncoffload.tiers.fs.eviction import Evictor
+from asyncoffload.tiers.fs.system_calls import THE_SYSTEM
 from asyncoffload.tiers.fs.usage import Usage
 from asyncoffload.types import KVLayout, Status
 from tests.cli.real_root import (
@@ -66,12 +76,14 @@ def test_rubbish_goes_and_nothing_else(tmp_path: Path, rubbish: list[OffloadKey]
     assert set(report) == {
         "root",
         "dry_run",
+        "interrupted",
         "bytes_before",
         "bytes_after",
         "quota",
         "within_quota",
         "removed",
         "removed_layouts",
+        "removed_directories",
         "layouts",
         "strange",
     }
@@ -130,6 +142,13 @@ def test_by_age(tmp_path: Path) -> None:
     _, report = run_json("gc", tmp_path, "--older-than", "14")
     assert there(tmp_path, keys) == [False, False, True, True, True, True]
     assert report["removed"]["older"] == {"files": 2, "bytes": bytes_of(keys[:2])}
+
+
+def test_the_longest_span_of_time(tmp_path: Path) -> None:
+    keys = keys_of(2)
+    store(tmp_path, keys)
+    assert run("gc", tmp_path, "--older-than", "100000", "--quota", "1GiB").exit_code == 0
+    assert all(there(tmp_path, keys))
 
 
 async def test_what_nobody_uses_goes_before_what_is_used(tmp_path: Path) -> None:
@@ -235,8 +254,74 @@ def test_what_is_not_ours_can_be_too_much(tmp_path: Path) -> None:
 
 def test_a_directory_that_no_tier_has_used_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    assert run("gc", tmp_path, "--quota", "1B", "--older-than", "0").exit_code == 0
+    result = run("gc", tmp_path, "--quota", "1B", "--older-than", "0")
+    assert result.exit_code == 0
+    assert "layouts none: no tier has used this directory" in words(result)
     assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+def test_an_interrupt_ends_it_between_two_removals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = keys_of(40)
+    store(tmp_path, keys)
+    used_in_order(tmp_path, keys)
+    unlink = os.unlink
+
+    def interrupting(path: str, **options: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        unlink(path, **options)
+
+    monkeypatch.setattr(collecting, "Evictor", partial(Evictor, calls=replace(THE_SYSTEM, unlink=interrupting)))
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # even where interrupts are ignored
+    try:
+        status, report = run_json("gc", tmp_path, "--older-than", "0.001")
+        result = run("gc", tmp_path, "--older-than", "0.001")
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    left = sum(there(tmp_path, keys))
+    gone = report["removed"]["older"]["files"]
+    assert (status, report["interrupted"], result.exit_code) == (130, True, 130)
+    assert "interrupted: this is not all of it" in words(result)
+    assert 0 < gone < 40 - left < 40
+    assert report["bytes_before"] - report["bytes_after"] == report["removed"]["older"]["bytes"]
+    assert report["removed_layouts"] == []
+
+
+def test_one_that_is_told_to_end_says_what_it_removed(tmp_path: Path) -> None:
+    keys = keys_of(40)
+    store(tmp_path / "root", keys)
+    used_in_order(tmp_path / "root", keys)
+    code = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from asyncoffload.tiers.fs.eviction import Evictor\n"
+        "evict = Evictor.evict\n"
+        "def evicting(self, nbytes, max_files):\n"
+        "    if max_files: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return evict(self, nbytes, max_files)\n"
+        "Evictor.evict = evicting\n"
+        "from asyncoffload.cli import main\n"
+        "main()\n"
+    )
+    options = ["--older-than", "0.001", "--json", str(tmp_path / "x.json")]
+    ended = subprocess.run([sys.executable, "-c", code, "gc", tmp_path / "root", *options], check=False)
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert (ended.returncode, report["interrupted"]) == (143, True)
+    left = sum(there(tmp_path / "root", keys))
+    assert report["removed"]["older"]["files"] == 40 - left > 0
+
+
+def test_an_interrupt_while_it_looks_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = keys_of(4)
+    store(tmp_path, keys)
+
+    def interrupted(self: Collection, progress: object) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Collection, "plan", interrupted)
+    status, report = run_json("gc", tmp_path, "--older-than", "0")
+    assert (status, report["interrupted"], report["removed"]["older"]["files"]) == (130, True, 0)
+    assert all(there(tmp_path, keys))
 
 
 @pytest.mark.parametrize(
@@ -247,6 +332,7 @@ def test_a_directory_that_no_tier_has_used_stays_as_it_is(tmp_path: Path) -> Non
         (["--older-than", "-1"], "'-1' is no number of days: write 14"),
         (["--older-than", "old"], "'old' is no number of days"),
         (["--older-than", "inf"], "'inf' is no number of days"),
+        (["--older-than", "1e300"], "'1e300' is no number of days"),
     ],
 )
 def test_bad_input_is_named(tmp_path: Path, arguments: Sequence[str], message: str) -> None:

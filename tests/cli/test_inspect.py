@@ -6,7 +6,8 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from asyncoffload.core.layout import describe, directory_name
 from asyncoffload.keys import block_hash_of, group_of
 from asyncoffload.testing.slots import Slots
+from asyncoffload.tiers.fs.summary import LayoutSummary
+from asyncoffload.tiers.fs.survey import FoundFile
 from tests.cli.real_root import (
     DEAD,
     LAYOUT,
@@ -47,6 +50,7 @@ def test_a_root_of_two_layouts(tmp_path: Path) -> None:
     assert status == 0
     assert set(report) == {
         "root",
+        "interrupted",
         "free_bytes",
         "disk_bytes",
         "account",
@@ -126,7 +130,7 @@ async def test_who_uses_it_now(tmp_path: Path) -> None:
     assert ours["leftovers"]["files"] == 0
     account = report["account"]
     assert isinstance(account, dict)
-    assert set(account) == {"used", "reserved", "quota", "min_free", "users", "exact"}
+    assert set(account) == {"used", "reserved", "quota", "min_free", "users", "keeper", "exact"}
     assert (account["used"], account["quota"], account["min_free"], account["users"]) == (
         bytes_of(keys),
         quota,
@@ -237,6 +241,21 @@ def test_a_block_that_is_nowhere(tmp_path: Path) -> None:
     assert directory_name(LAYOUT) in result.output
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, partial(os.symlink, "elsewhere")], ids=["d", "p", "l"])
+def test_something_else_under_the_name_of_a_block(tmp_path: Path, make: Callable[[str], None]) -> None:
+    keys = keys_of(2)
+    store(tmp_path, keys)
+    path = path_of(tmp_path, keys[0])
+    path.unlink()
+    make(str(path))
+    result = run("inspect", tmp_path, keys[0].hex())
+    assert result.exit_code == 1
+    assert "no file, though it has the name of the block" in words(result)
+    assert str(path) in result.output
+    _, report = run_json("inspect", tmp_path, keys[0].hex())
+    assert [each["kind"] for each in report["files"]] == ["strange"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -255,6 +274,28 @@ def test_an_empty_root(tmp_path: Path) -> None:
     result = run("inspect", tmp_path)
     assert result.exit_code == 0
     assert "in 0 layouts" in words(result)
+    assert "layouts none: no tier has used this directory" in words(result)
+
+
+def test_an_interrupt_keeps_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tmp_path, keys_of(8))
+    store(tmp_path, keys_of(8, OTHER), OTHER)
+    add, calls = LayoutSummary.add, []
+
+    def interrupted(self: LayoutSummary, files: Iterable[FoundFile], now: float) -> None:
+        calls.append(self)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        add(self, files, now)
+
+    monkeypatch.setattr(LayoutSummary, "add", interrupted)
+    status, report = run_json("inspect", tmp_path)
+    assert (status, report["interrupted"]) == (130, True)
+    assert report["layouts"][0]["blocks"]["files"] > 0
+    calls.clear()
+    result = run("inspect", tmp_path)
+    assert result.exit_code == 130
+    assert "interrupted: this is not all of it" in words(result)
 
 
 def test_nothing_is_changed(tmp_path: Path) -> None:

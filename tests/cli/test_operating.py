@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from asyncoffload.cli.results import ended, show, size_text
+from asyncoffload.core.layout import directory_name
 from asyncoffload.core.verdict import span
 from asyncoffload.errors import InternalError, InvalidArgument
-from tests.cli.real_root import run, words
+from tests.cli.real_root import LAYOUT, keys_of, run, store, words
 
 COMMANDS = [["doctor"], ["inspect"], ["verify"], ["gc"], ["bench", "fs"]]
 
@@ -56,6 +59,39 @@ def test_commands_end_alike(
     assert ended(work) == status
     assert message in capsys.readouterr().err
     assert ended(lambda: 1) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_directory_that_cannot_be_looked_at(command: Sequence[str]) -> None:
+    result = run(*command, "x" * 300)
+    assert result.exit_code == 2
+    assert "cannot be looked at: File name too long" in words(result)
+
+
+def test_a_directory_that_another_user_may_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    result = run("verify", tmp_path)
+    assert result.exit_code == 2
+    assert "cannot be looked at: Permission denied; run this as the user that the tiers run as" in words(result)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_variable_that_is_not_set_is_no_directory(command: Sequence[str]) -> None:
+    result = run(*command, "")
+    assert result.exit_code == 2
+    assert "the name is empty, as a variable is that was not set" in words(result)
+
+
+@pytest.mark.parametrize("command", COMMANDS[:-1], ids=" ".join)
+@pytest.mark.parametrize("way", ["", "/", "/.", "/owners/.."])
+def test_the_directory_of_a_layout_is_no_root(tmp_path: Path, command: Sequence[str], way: str) -> None:
+    store(tmp_path, keys_of(1))
+    result = run(*command, f"{tmp_path / directory_name(LAYOUT)}{way}")
+    assert result.exit_code == 2
+    assert f"is the directory of a layout, one of those below a root: name '{tmp_path}'" in words(result)
 
 
 def test_figures_that_cannot_be_written(tmp_path: Path) -> None:

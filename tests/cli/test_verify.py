@@ -14,9 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from asyncoffload.cli.app import app
 from asyncoffload.cli.verifying import Verification, open_layout
 from asyncoffload.core.layout import directory_name
+from asyncoffload.keys import block_hash_of
 from asyncoffload.testing.slots import Slots
 from asyncoffload.tiers.fs.checking import State
 from asyncoffload.tiers.fs.survey import layout_directories
@@ -278,3 +281,34 @@ def test_an_interrupt_ends_it_however_slow_the_pace(tmp_path: Path) -> None:
     output, complaints = slowly.communicate(timeout=60)
     assert slowly.returncode == 130, complaints.decode()
     assert "interrupted: this is not all of it" in " ".join(output.decode().split())
+
+
+def test_the_block_it_names_can_be_inspected(tmp_path: Path) -> None:
+    keys = keys_of(3)
+    store(tmp_path, keys)
+    flip(path_of(tmp_path, keys[0]), 4100)
+    narrow = CliRunner().invoke(app, ["verify", str(tmp_path)], env={"COLUMNS": "80"}).output
+    digits = block_hash_of(keys[0]).hex()[:16]
+    assert f" {digits} " in narrow
+    assert "the checksum does not match" in words(run("inspect", tmp_path, digits))
+
+
+def test_bad_blocks_are_told_by_layout(tmp_path: Path) -> None:
+    for layout in (LAYOUT, OTHER):
+        keys = keys_of(3, layout)
+        store(tmp_path, keys, layout)
+        flip(path_of(tmp_path, keys[0], layout), 4100)
+    text = words(run("verify", tmp_path))
+    for layout in (LAYOUT, OTHER):
+        assert f"bad in {directory_name(layout)}" in text
+
+
+def test_what_cannot_be_set_aside_is_said(tmp_path: Path) -> None:
+    (key,) = keys_of(1)
+    store(tmp_path, [key])
+    path = path_of(tmp_path, key)
+    flip(path, 4100)
+    (path.with_name(f"{path.name}.bad") / "in the way").mkdir(parents=True)
+    status, report = run_json("verify", tmp_path, "--quarantine")
+    assert (status, report["bad"][0]["quarantined"], path.exists()) == (1, False, True)
+    assert "Those that are not in quarantine could not be set aside" in words(run("verify", tmp_path, "--quarantine"))

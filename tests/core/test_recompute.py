@@ -63,6 +63,14 @@ def test_a_queue_in_front_makes_computing_worth_while() -> None:
     assert blocks(1 << 30) == 0
 
 
+def test_what_others_have_queued_already_is_there_with_the_queue() -> None:
+    route = {DISK: Route(1 << 20, 0.5, queued_bytes=4 << 20)}
+    estimate = weigh([DISK] * 5, [0] * 4 + [1 << 20], route, 1e-6)
+    assert estimate.blocks == 0
+    assert estimate.load_all_seconds == 5.5
+    assert weigh([HOST, *[DISK] * 4], [0] * 5, route, 1e-6).load_all_seconds == 4.5
+
+
 def test_a_tier_of_which_nothing_is_known_is_taken_to_be_quick() -> None:
     assert weigh([DISK] * 4, [1 << 30] * 4, {}, 1e-6).blocks == 4
 

@@ -11,6 +11,7 @@ import pytest
 
 from asyncoffload.core.block_table import BlockTable
 from asyncoffload.core.ops import Op, OpKind
+from asyncoffload.core.pledges import Pledge
 from asyncoffload.core.policies import ARC, LRU, EvictionPolicy
 from asyncoffload.core.primary import Primary
 from asyncoffload.core.tickets import NO_SLOT, FetchState, Mode, Ticket
@@ -59,12 +60,15 @@ class World:
         self.stores: list[Write] = []
         self.ops: list[Op] = []
         self.promotions: list[Write] = []
+        self.pledges: list[Pledge] = []
 
     def step(self) -> None:
         actions = [self.open, self.open, self.extend, self.close, self.expire, self.begin_store, self.end_store]
         actions += [self.take, self.take, self.settle, self.settle, self.settle, self.lose]
         if self.random.random() < 0.02:
             actions = [self.reset, self.flush]
+        elif self.random.random() < 0.05:
+            actions = [self.pledge, self.pledge_flush, self.release]
         self.random.choice(actions)()
         self.planner.take_woken()
 
@@ -159,6 +163,18 @@ class World:
     def flush(self) -> None:
         self.planner.flush()
 
+    def pledge(self) -> None:
+        self.pledges.append(self.planner.pledge())
+
+    def pledge_flush(self) -> None:
+        before = self.random.choice([None, *self.pledges])
+        self.pledges.append(self.planner.pledge_flush(before))
+        self.planner.may_take_more(self.pledges[-1])
+
+    def release(self) -> None:
+        if self.pledges:
+            self.planner.release(self.pledges.pop(self.random.randrange(len(self.pledges))))
+
     def pins(self) -> list[int]:
         """The slots that others have pinned, once per pin."""
         return []
@@ -184,6 +200,16 @@ class World:
             if running.op.kind is OpKind.CASCADE:
                 readers.update(running.op.slots)
         assert {slot: n for slot, n in enumerate(table._readers) if n} == dict(readers), "a pin is lost or left over"
+        ahead = [key for keys in self.planner.ahead_of(Priority.HOUSEKEEPING).values() for key in keys]
+        coming = [fetch.key for fetch in book.fetches.values() if fetch.state is FetchState.QUEUED and fetch.waiters]
+        for op in self.planner.in_flight:
+            coming += [key for key in op.keys if op.kind is OpKind.PROMOTE and key not in op.unwanted]
+        assert sorted(ahead) == sorted(coming)
+        waiting = [pledge for pledge in self.pledges if not pledge.over]
+        assert self.planner._cascades._pledges == waiting
+        for tier, outlet in enumerate(self.planner._cascades._outlets):
+            assert outlet.parts == [pledge.parts[tier] for pledge in waiting]
+            assert all(part.flying <= outlet.in_flight for part in outlet.parts)
         for fetch in book.fetches.values():
             assert fetch.key not in table.ready or fetch.state is FetchState.MISSED
             assert fetch.waiters or fetch.state is FetchState.PROMOTING
@@ -207,6 +233,7 @@ class World:
         assert not self.tickets, f"nothing runs and these still wait: {self.tickets}, {self.planner!r}"
         assert self.planner.idle
         assert self.planner.settled
+        assert all(pledge.over for pledge in self.pledges)
         assert not self.planner._reads.book.fetches
         assert not self.table.writing
         assert not self.table.doomed

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from asyncoffload.types import DONE, MISSING, KeyOutcome, Status
+import pytest
+
+from asyncoffload.errors import CapacityError
+from asyncoffload.types import DONE, MISSING, DirtyVictims, KeyOutcome, Status
 from tests.managers.gated_tier import GatedTier
 from tests.managers.tiered_stack import Stack, keys_of, tiered, turns, until
 
@@ -139,3 +142,41 @@ async def test_loads_that_need_the_slots_of_a_cascade_that_hangs_miss() -> None:
         stack.tier.keep(keys_of(2, 10))
         async with asyncio.timeout(5):
             assert await stack.load(keys_of(2, 10)) == 0
+
+
+@pytest.mark.parametrize("dirty_victims", ["drop", "refuse"])
+async def test_no_store_waits_for_more_slots_than_there_may_be(dirty_victims: DirtyVictims) -> None:
+    async with tiered(8, dirty_victims=dirty_victims) as stack:
+        stack.tier.stores.shut()
+        await stack.store(keys_of(3))
+        await stack.tier.stores.reached()
+        waiting = asyncio.create_task(stack.store(keys_of(6, 10), wait=True))
+        await turns()
+        assert not waiting.done()
+        abandon(stack.tier, [LATE] * 3)
+        with pytest.raises(CapacityError, match="1 too many of them"):
+            await waiting
+        with pytest.raises(CapacityError, match="1 too many of them"):
+            await stack.store(keys_of(6, 10), wait=True)
+        assert "calls of a tier that hang had too many" in str(await stack.manager.explain(keys_of(1, 10)[0]))
+        await stack.store([*keys_of(3), *keys_of(5, 20)], wait=True)
+        stack.tier.stores.open()
+        await until(lambda: not stack.tier.running)
+        await turns()
+        await stack.store(keys_of(6, 10), wait=True)
+
+
+async def test_a_store_waits_for_slots_that_do_come_back() -> None:
+    async with tiered(8) as stack:
+        stack.tier.stores.shut()
+        await stack.store(keys_of(3))
+        await stack.tier.stores.reached()
+        abandon(stack.tier, [LATE] * 3)
+        stack.tier.stores.open()
+        await until(lambda: not stack.tier.running)
+        await stack.store(keys_of(4, 10))
+        async with stack.manager.loading(keys_of(4, 10)):
+            waiting = asyncio.create_task(stack.store(keys_of(5, 20), wait=True))
+            await turns()
+            assert not waiting.done()
+        await waiting

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from asyncoffload import ConfigError, InvalidArgument, Offloader, RequestContext
+from asyncoffload import ANONYMOUS, ConfigError, InvalidArgument, Offloader, RequestContext
 from asyncoffload.keys import make_key
 from tests.offloader.rig import Device, at_rest, keys_of, settings
 
@@ -136,3 +137,11 @@ async def test_two_tiers_of_one_name() -> None:
             kv_caches=device.kv_caches,
             tiers=[ExampleSecondaryTierManager],
         )
+
+
+@pytest.mark.parametrize("deadline", [float("nan"), float("inf"), float("-inf"), 10**400, "soon"])
+def test_a_deadline_that_is_no_time_is_refused(deadline: float) -> None:
+    with pytest.raises(InvalidArgument, match=r"time\.monotonic"):
+        RequestContext(deadline=deadline)
+    with pytest.raises(InvalidArgument, match="None for no limit"):
+        replace(ANONYMOUS, deadline=deadline)

@@ -103,6 +103,41 @@ def test_a_prefix_is_found_across_host_memory_and_tiers(tmp_path: Path) -> None:
         assert rig.device.holds(keys, range(12))
 
 
+def test_blocks_are_prefetched_into_host_memory(tmp_path: Path) -> None:
+    keys = keys_of("a", 8)
+    with rigged(tmp_path) as rig:
+        rig.store(keys, range(8))
+        rig.offloader.settle(TIMEOUT)
+    with rigged(tmp_path) as rig:
+        result = rig.finish(rig.offloader.submit_prefetch(keys))
+        assert (result.success, result.is_store, result.blocks, result.by_tier) == (True, False, 8, {"fs": 8})
+        assert rig.offloader._offloader.ready(keys) == 8
+        assert rig.load(keys, range(8)).by_tier == {"CPU": 8}
+
+
+def test_no_more_is_loaded_than_is_quicker_to_load(tmp_path: Path) -> None:
+    keys = keys_of("a", 8)
+    with rigged(tmp_path) as rig:
+        rig.store(keys, range(8))
+        rig.offloader.settle(TIMEOUT)
+    with rigged(tmp_path) as rig:
+        rig.load(keys[:2], range(2))  # so that the speed of the tier is known
+        result = rig.finish(rig.offloader.submit_load(keys, range(8), prefill_rate=1e15))
+        assert (result.blocks, result.by_tier, result.stopped_by) == (2, {"CPU": 2}, None)
+        assert result.estimate is not None
+        assert result.estimate.found == 8
+        result = rig.finish(rig.offloader.submit_load(keys, range(8), prefill_rate=0.0))
+        assert isinstance(result.error, InvalidArgument)
+
+
+@pytest.mark.parametrize("verb", ["settle", "flush"])
+def test_after_the_end_nothing_is_settled(tmp_path: Path, verb: str) -> None:
+    with rigged(tmp_path) as rig:
+        rig.offloader.shutdown(TIMEOUT)
+        with pytest.raises(ClosedError):
+            getattr(rig.offloader, verb)(TIMEOUT)
+
+
 def test_while_tiers_are_asked_lookup_says_ask_again(tmp_path: Path) -> None:
     with rigged(tmp_path) as rig:
         assert rig.offloader.lookup(keys_of("a", 4)) is None

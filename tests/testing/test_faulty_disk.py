@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncoffload.errors import TierIOError
+from asyncoffload.errors import InvalidArgument, TierIOError
 from asyncoffload.testing import (
     Delayed,
     FaultyDisk,
@@ -127,3 +127,25 @@ async def test_delays_pass_in_virtual_time(tmp_path: Path) -> None:
         assert loop.time() == 0.0
         assert statuses(await tier.load(slots.load_job(KEYS))) == with_bad(Status.CORRUPT)
         assert loop.time() == 600.0
+
+
+@pytest.mark.parametrize(
+    ("call", "fault", "complaint"),
+    [
+        ("wrte", Refused(errno.EIO), "no call 'wrte': choose one of open, create, read, write, sync, sync_directory"),
+        ("read", Torn(), r"'read' cannot suffer Torn\(kept=0\): choose one of Refused, Delayed, Short, Flipped"),
+        ("write", Flipped(), r"'write' cannot suffer Flipped\(at=4096\): choose one of Refused, Delayed, Short, Torn"),
+        ("open", Short(), "one of Refused, Delayed$"),
+        ("sync", Torn(), "one of Refused, Delayed$"),
+        ("write", None, "'write' cannot suffer None"),
+        ("write", Refused, "'write' cannot suffer <class"),
+    ],
+)
+def test_a_fault_that_would_never_strike_is_refused(call: DiskCall, fault: DiskFault, complaint: str) -> None:
+    with pytest.raises(InvalidArgument, match=complaint):
+        FaultyDisk().add(call, fault)
+
+
+def test_directories_have_no_keys() -> None:
+    with pytest.raises(InvalidArgument, match="directories have no keys"):
+        FaultyDisk().add("sync_directory", Refused(errno.EIO), keys=KEYS)

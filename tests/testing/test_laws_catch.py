@@ -181,5 +181,9 @@ async def test_breach_is_caught_for_what_it_is(tmp_path: Path, breach: MakeTier,
 
 
 def test_the_model_finds_wrong_bytes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    def check() -> None:
+        for _ in range(5):  # a time may pass by chance
+            Laws(Unverified).test_any_sequence_of_calls_agrees_with_a_model(tmp_path_factory)
+
     with pytest.raises(AssertionError):
-        Laws(Unverified).test_any_sequence_of_calls_agrees_with_a_model(tmp_path_factory)
+        check()

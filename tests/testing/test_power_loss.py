@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from asyncoffload.errors import InvalidArgument
 from asyncoffload.testing import PowerLoss
 from asyncoffload.tiers.fs.format import PAGE
 from asyncoffload.tiers.fs.system_calls import EXCHANGE, NO_REPLACE
@@ -175,6 +176,12 @@ def test_lies_are_told(tmp_path: Path, forgotten: str) -> None:
     disk.write("block", NEW, sync=True)
     disk.sync_names()
     assert len(contents(disk.after(), "block")) > 1
+
+
+@pytest.mark.parametrize("lies", [["sync"], "sync_file"])
+def test_lies_about_nothing_are_refused(tmp_path: Path, lies: Sequence[str]) -> None:
+    with pytest.raises(InvalidArgument, match="of sync_file, sync_directory, sync_whole"):
+        PowerLoss(tmp_path, lies=lies)
 
 
 def test_the_same_seed_shows_the_same(disk: Disk) -> None:

@@ -42,3 +42,12 @@ def test_tiers_can_be_gated_without_pytest() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("missing", ["hypothesis", "pytest", "pytest_asyncio"])
+def test_without_its_extra_it_says_how_to_get_it(missing: str) -> None:
+    script = f"import sys; sys.modules[{missing!r}] = None; from asyncoffload.testing import TierLaws"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stderr.endswith(f"MissingDependency: TierLaws needs {missing}: pip install 'asyncoffload[testing]'\n"), (
+        run.stderr
+    )

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PLUGIN = "asyncoffload.testing.pytest_plugin"
 
 TESTS = """
@@ -76,6 +78,20 @@ def test_an_option_chooses_for_all_others_before_a_conftest(tmp_path: Path) -> N
 def test_a_loop_that_does_not_exist_is_named(tmp_path: Path) -> None:
     run = run_pytest(tmp_path, tests="import pytest\n@pytest.mark.loops('trio')\nasync def test_it(): pass\n")
     assert "no event loop is called ['trio']; there are asyncio, uvloop, virtual" in run.stdout
+    assert run.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("marker", "complaint"),
+    [
+        ("virtual_time(100.0)", "virtual_time takes start=, horizon= and patience=, got 100.0"),
+        ("virtual_time(strat=1)", "virtual_time takes start=, horizon= and patience=, got strat=1"),
+        ("loops(names='uvloop')", "loops takes names of loops, got names='uvloop'"),
+    ],
+)
+def test_what_a_marker_does_not_take_is_named(tmp_path: Path, marker: str, complaint: str) -> None:
+    run = run_pytest(tmp_path, tests=f"import pytest\n@pytest.mark.{marker}\nasync def test_it(): pass\n")
+    assert f"test_it: {complaint}" in run.stdout, run.stdout + run.stderr
     assert run.returncode != 0
 
 

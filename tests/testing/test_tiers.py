@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import inspect
+import math
 import os
 from collections.abc import Callable
 
@@ -348,6 +349,6 @@ async def test_closing_a_slow_tier_does_not_wait_for_queued_loads() -> None:
 
 
 def test_speeds_that_are_none_are_refused() -> None:
-    for bandwidth, latency in ((0, 0), (1, -1)):
+    for bandwidth, latency in ((0, 0), (math.nan, 0), (1, -1), (1, math.nan)):
         with pytest.raises(InvalidArgument, match="bandwidth above 0"):
             Speed(bandwidth, latency)

@@ -7,7 +7,9 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,6 +111,41 @@ async def test_time_stands_still_while_threads_work() -> None:
         go_on.clear()
     assert now() == 2 * HOUR
     threads.shutdown()
+
+
+@pytest.mark.parametrize("make_executor", [lambda: None, partial(ThreadPoolExecutor, 1)], ids=["default", "own"])
+def test_time_stands_still_while_a_thread_works_for_nobody(make_executor: Callable[[], Executor | None]) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def call() -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    async def give_up() -> None:
+        working = asyncio.get_running_loop().run_in_executor(make_executor(), call)
+        assert begun.wait(30)
+        working.cancel()
+        try:
+            await asyncio.sleep(HOUR)
+        finally:
+            go_on.set()
+
+    with pytest.raises(TimeStandsStill, match="1 threads work for"):
+        run(give_up(), patience=PATIENCE)
+
+
+@pytest.mark.virtual_time
+async def test_time_does_not_wait_for_a_call_that_was_cancelled_before_it_began() -> None:
+    loop, gate, ran = asyncio.get_running_loop(), Gate[None](), list[int]()
+    with ThreadPoolExecutor(1) as executor, gate.shut():
+        held = loop.run_in_executor(executor, gate.pass_in_thread, None)
+        await gate.reached()
+        loop.run_in_executor(executor, ran.append, 1).cancel()
+        await asyncio.sleep(HOUR)
+        assert now() == HOUR
+        gate.open()
+        await held
+    assert ran == []
 
 
 @pytest.mark.virtual_time

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
+from asyncoffload.cli.results import size_text
+from asyncoffload.errors import InvalidArgument
+
 _SEED_WORDS = 1 << 16
 
 
@@ -17,11 +20,20 @@ class BenchMemory:
     Args:
         n_slots: how many.
         slot_bytes: bytes of each, a multiple of a page.
+
+    Raises:
+        InvalidArgument: so much memory cannot be had.
     """
 
     def __init__(self, n_slots: int, slot_bytes: int) -> None:
         self.n_slots, self.slot_bytes = n_slots, slot_bytes
-        self._map = mmap.mmap(-1, n_slots * slot_bytes)
+        try:
+            self._map = mmap.mmap(-1, n_slots * slot_bytes)
+        except OSError as refusal:
+            raise InvalidArgument(
+                f"{size_text(n_slots * slot_bytes)} of memory cannot be had ({refusal.strerror}): choose a smaller "
+                "--bytes"
+            ) from None
         self.flat = memoryview(self._map)
         self.view = self.flat.cast("B", (n_slots, slot_bytes))
         words = np.frombuffer(self._map, np.uint64)

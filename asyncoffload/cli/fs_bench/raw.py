@@ -88,8 +88,12 @@ class BareThreads:
         self._moved, self._refusals = Moved(), list[OSError]()
         self._began = time.perf_counter()
         self._threads = [threading.Thread(target=self._run) for _ in range(n_threads)]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:
+            self._stop()
+            raise
 
     @property
     def running(self) -> bool:
@@ -105,8 +109,7 @@ class BareThreads:
         try:
             self._join_all()
         except BaseException:
-            self._todo.clear()
-            self._join_all()
+            self._stop()
             raise
         if self._refusals:
             raise self._refusals[0]
@@ -117,6 +120,13 @@ class BareThreads:
     def _join_all(self) -> None:
         for thread in self._threads:
             thread.join()
+
+    def _stop(self) -> None:
+        """Wait for the files that are on their way, so that nobody writes below a directory that is removed."""
+        self._todo.clear()
+        for thread in self._threads:
+            with suppress(RuntimeError):  # one that has not started yet will find nothing to do
+                thread.join()
 
     def _run(self) -> None:
         header = memoryview(mmap.mmap(-1, PAGE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,13 +55,13 @@ class SpeedProbe:
             np.random.default_rng(0).bytes(len(self._memory)), np.uint8
         )
 
-    def by_size(self, sizes: Sequence[int], n_threads: int, progress: Callable[[], None]) -> list[Speed]:
-        """The speed with blocks of each size."""
-        return [self._measure(size, n_threads, progress) for size in sizes]
+    def by_size(self, sizes: Sequence[int], n_threads: int, progress: Callable[[], None]) -> Iterator[Speed]:
+        """The speed with blocks of each size, as each is known."""
+        return (self._measure(size, n_threads, progress) for size in sizes)
 
-    def by_threads(self, block_bytes: int, counts: Sequence[int], progress: Callable[[], None]) -> list[Speed]:
-        """The speed with each number of threads."""
-        return [self._measure(block_bytes, count, progress) for count in counts]
+    def by_threads(self, block_bytes: int, counts: Sequence[int], progress: Callable[[], None]) -> Iterator[Speed]:
+        """The speed with each number of threads, as each is known."""
+        return (self._measure(block_bytes, count, progress) for count in counts)
 
     def _measure(self, block_bytes: int, n_threads: int, progress: Callable[[], None]) -> Speed:
         n = max(1, self._nbytes // block_bytes)
@@ -74,6 +74,6 @@ class SpeedProbe:
             count = len(wrote.each)
             read = BareThreads(n_threads, self._raw.read, paths[:count], payloads[:count], limit=self._seconds).join()
         finally:
-            shutil.rmtree(self._place)
+            shutil.rmtree(self._place, ignore_errors=True)  # an error would hide an interrupt
         progress()
         return Speed(block_bytes, n_threads, wrote.bytes_per_second, read.bytes_per_second)

@@ -81,9 +81,6 @@ class StackOptions(Settings):
         description="Whether a stopping engine first copies everything in host memory to the tiers, as far as that "
         "takes no longer than `drain_seconds`. For `demote`, where the next engine is to find what this one used most.",
     )
-    journal_blocks: Annotated[int, Field(ge=0)] = Field(
-        65_536, description="Blocks whose last events are remembered, to explain misses; 0 remembers nothing."
-    )
     copy_threads: PositiveInt = Field(2, description="Threads of each worker that copy between device and slots.")
     revision: str | None = Field(
         None,
@@ -130,6 +127,6 @@ class StackOptions(Settings):
             cascade_blocks=self.cascade_blocks,
             write_policy=self.write_policy,
             dirty_victims=self.dirty_victims,
-            journal_blocks=self.journal_blocks,
+            journal_blocks=0,  # nobody in an engine can ask for an explanation
             copy_threads=self.copy_threads,
         )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm.v1.kv_offload.base import LoadStoreSpec
-
+from asyncoffload.integrations.vllm.versions import check_vllm
 from asyncoffload.keys import OffloadKey
 from asyncoffload.types import CPULoadStoreSpec, Int32s
+
+check_vllm()
+
+from vllm.v1.kv_offload.base import LoadStoreSpec  # noqa: E402
 
 
 class Slots(LoadStoreSpec):  # type: ignore[misc]  # vLLM has no types where they are checked

@@ -6,7 +6,7 @@ import logging
 import re
 from importlib import import_module
 
-from asyncoffload.errors import ConfigError
+from asyncoffload.errors import ConfigError, MissingDependency
 
 TESTED = ("0.32.0",)
 """Releases of vLLM that the plug-ins were tested with. Others of the same minor version are let pass with a warning,
@@ -19,13 +19,14 @@ def check_vllm() -> None:
     """Make sure that vLLM can be imported, in a release that the plug-ins fit.
 
     Raises:
-        ConfigError: vLLM is missing or broken, or its release is another; the message names both.
+        MissingDependency: vLLM is missing or broken.
+        ConfigError: its release is another; the message names both.
     """
     tested = ", ".join(TESTED)
     try:
         found: str = import_module("vllm").__version__
     except Exception as error:  # a broken installation fails in any way it likes
-        raise ConfigError(
+        raise MissingDependency(
             f"vLLM cannot be imported ({error!r}), and asyncoffload.integrations.vllm is of no use without it: "
             f"install a release that it was tested with: {tested}"
         ) from error

@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from vllm.v1.kv_offload import base as vllm
 
 from asyncoffload.errors import ConfigError, InvalidArgument, TransferError
 from asyncoffload.integrations.vllm.checking import LoadChecker
 from asyncoffload.integrations.vllm.layout import SlotPlan
 from asyncoffload.integrations.vllm.slots import Slots
+from asyncoffload.integrations.vllm.versions import check_vllm
 from asyncoffload.sync.worker import SyncOffloadingWorker
 from asyncoffload.types import GPULoadStoreSpec, KVGroup, KVLayout, TransferResult, TransferSpec
+
+check_vllm()
+
+from vllm.v1.kv_offload import base as vllm  # noqa: E402
 
 MAX_ATTEMPTS = 3
 """How often a transfer is tried: vLLM cannot be told that one has failed."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Container, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from asyncoffload.errors import CorruptBlockError, TierIOError, TransferTimeout
+from asyncoffload.errors import CorruptBlockError, InvalidArgument, TierIOError, TransferTimeout
 from asyncoffload.keys import OffloadKey
 from asyncoffload.testing.fault_plan import FaultPlan, FaultRule
 from asyncoffload.testing.tiers.wrapped import Tier, WrappedTier
@@ -47,8 +47,8 @@ class FaultyTier(WrappedTier[Tier]):
         self, inner: Tier, *, seed: int = 0, primary_kv_view: memoryview | None = None, block_size: int = 0
     ) -> None:
         super().__init__(inner)
-        self._answers: FaultPlan[KeyOutcome] = FaultPlan(seed)
-        self._errors: FaultPlan[BaseException] = FaultPlan(seed)
+        self._answers: FaultPlan[KeyOutcome] = FaultPlan(get_args(Verb), seed)
+        self._errors: FaultPlan[BaseException] = FaultPlan(get_args(Verb), seed)
         self._slots = None if primary_kv_view is None else np.asarray(primary_kv_view)
         self._block_size = block_size
         self._damaged: set[OffloadKey] = set()
@@ -64,7 +64,13 @@ class FaultyTier(WrappedTier[Tier]):
         times: int | None = None,
         chance: float = 1.0,
     ) -> FaultRule[BaseException]:
-        """Let whole calls raise, before anything happens. The conditions are those of :meth:`FaultPlan.add`."""
+        """Let whole calls raise, before anything happens. The conditions are those of :meth:`FaultPlan.add`.
+
+        Raises:
+            InvalidArgument: ``error`` is no exception, or what :meth:`FaultPlan.add` says.
+        """
+        if not isinstance(error, BaseException):
+            raise InvalidArgument(f"{error!r} is no exception: give one, such as OSError(errno.EIO, 'gone')")
         return self._errors.add(verb, error, calls=calls, times=times, chance=chance)
 
     def answers(
@@ -89,6 +95,9 @@ class FaultyTier(WrappedTier[Tier]):
         others, an OSError   so says the tier; the block     so says the tier; nothing is    (as MISSING)
                              stays                           stored
         ==================== =============================== =============================== =======================
+
+        Raises:
+            InvalidArgument: ``outcome`` is none, or what :meth:`FaultPlan.add` says.
         """
         return self._answers.add(verb, _outcome(outcome), keys=keys, calls=calls, times=times, chance=chance)
 
@@ -220,6 +229,8 @@ def _outcome(what: Status | KeyOutcome | OSError) -> KeyOutcome:
         timed_out = isinstance(what, TimeoutError)
         error = TransferTimeout(str(what)) if timed_out else TierIOError(str(what), errno=what.errno)
         return KeyOutcome(Status.TIMED_OUT if timed_out else Status.FAILED, error)
+    if not isinstance(what, Status):
+        raise InvalidArgument(f"{what!r} is no outcome: give a Status, a KeyOutcome or an OSError")
     match what:
         case Status.CORRUPT:
             return KeyOutcome(what, CorruptBlockError("damaged by the test"))

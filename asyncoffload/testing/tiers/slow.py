@@ -26,7 +26,7 @@ class Speed:
     latency: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.bandwidth > 0 or self.latency < 0:
+        if not (self.bandwidth > 0 and self.latency >= 0):
             raise InvalidArgument(f"a speed has a bandwidth above 0 and a latency of 0 or more, got {self}")
 
 

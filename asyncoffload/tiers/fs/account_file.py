@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncoffload.errors import ConfigError
+from asyncoffload.tiers.fs.lock_file import LockFile
 from asyncoffload.tiers.fs.locks import ByteLocks
 
 BUCKETS = 256
@@ -22,14 +23,17 @@ MAX_PROCESSES = 128
 LOCK_SECONDS = 0.2
 """How long the lock is tried for. It is held for some 50 us, unless its holder was stopped in that moment."""
 
+JOIN_SECONDS = 3.0
+"""How long it is tried for by who comes, and cannot do without."""
+
 MAGIC = 0x31_45_47_41_53_55_4F_41  # "AOUSAGE1"
 MUTEX, HOUSEKEEPING, FIRST_RECORD = 1 << 40, (1 << 40) + 1, (1 << 40) + 16
 HEAD = 1024  # words before the records: fields, then what was counted, then what it is worth
 RECORD = 1024
 COUNTED, WORTH = 256, 512
 BEGUN, ENDED, ADDED = 256, 512, 768
-MAGIC_AT, BOOT, RECORDS, FOLDS, FOLDING, UNSURE, CLEAN = range(7)
-TOKEN, RESERVED, WANTED, QUOTA, MIN_FREE, PID = range(6)
+MAGIC_AT, BOOT, RECORDS, FOLDS, FOLDING, UNSURE, CLEAN, BOUNDED, KEEPER, BEATS, MET = range(11)
+TOKEN, RESERVED, WANTED, QUOTA, MIN_FREE, PID, REFUSED = range(7)
 
 
 class Worth(IntEnum):
@@ -43,8 +47,14 @@ class Worth(IntEnum):
 class UsageBusyError(Exception):
     """Somebody has held the lock for long; nothing was changed."""
 
+    def __init__(self, root_dir: str) -> None:
+        super().__init__(
+            f"{root_dir}: another process has held the account of the root for long: see whether a process that uses "
+            "it was stopped (asyncoffload inspect names them), and try again"
+        )
 
-class AccountFile:
+
+class AccountFile(LockFile):
     """The file, mapped; any thread.
 
     The words are 64 bits each, in the processor's order: some fields, what was counted of each bucket, what that is
@@ -57,14 +67,14 @@ class AccountFile:
         is_fresh: the file was new.
 
     Raises:
-        ConfigError: the file was made by another version, and is in use.
+        ConfigError: the file was made by another version, or is damaged, and is in use.
         OSError: the operating system refused, or has no locks.
     """
 
     def __init__(self, path: str) -> None:
+        super().__init__(path, os.O_CREAT)
         self.path = path
         self.is_fresh = False
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self._locks = ByteLocks(self._fd)
         self._threads = threading.Lock()
         self._writing = threading.Lock()
@@ -88,7 +98,12 @@ class AccountFile:
             last = bytearray(8 * (HEAD + MAX_PROCESSES * RECORD))
             last[: 8 * n_words] = self._words[:n_words].tobytes()
             self._look_at(last)
-        os.close(self._fd)
+        self.close()
+
+    def forget(self) -> None:
+        # Threads of the parent that are not here may hold these, and the mapping is the parent's account.
+        self._threads, self._writing, self._left = threading.Lock(), threading.Lock(), True
+        super().forget()
 
     @property
     def _n_records(self) -> int:
@@ -96,12 +111,11 @@ class AccountFile:
 
     def _map(self, is_empty: Callable[[], bool]) -> None:
         size = 8 * (HEAD + MAX_PROCESSES * RECORD)
-        found = os.pread(self._fd, 8, 0)
-        self.is_fresh = fresh = found != MAGIC.to_bytes(8, "little")
+        self.is_fresh = fresh = not _is_sound(os.pread(self._fd, 8 * WORTH, 0))
         if fresh and any(self._locks.is_taken_elsewhere(FIRST_RECORD + slot) for slot in range(MAX_PROCESSES)):
             raise ConfigError(
-                f"{self.path} is in use by another version of asyncoffload: stop the processes that use this root_dir "
-                "before you start this one"
+                f"{self.path} is in use by another version of asyncoffload, or damaged: stop the processes that use "
+                "this root_dir before you start this one"
             )
         if fresh:
             os.ftruncate(self._fd, 0)
@@ -132,12 +146,12 @@ class AccountFile:
     def _mutex(self, seconds: float = LOCK_SECONDS) -> Iterator[None]:
         give_up = time.monotonic() + seconds
         if not self._threads.acquire(timeout=seconds):
-            raise UsageBusyError
+            raise UsageBusyError(os.path.dirname(self.path))
         try:
             pause = 0.0001
             while self._left or not self._locks.take(MUTEX):
                 if self._left or time.monotonic() > give_up:
-                    raise UsageBusyError
+                    raise UsageBusyError(os.path.dirname(self.path))
                 time.sleep(pause)
                 pause = min(2 * pause, 0.005)
             try:
@@ -158,6 +172,14 @@ class AccountFile:
     def _put(self, index: int, value: int) -> None:
         """The one place that writes to the file."""
         self._words[index] = value
+
+
+def _is_sound(head: bytes) -> bool:
+    """Whether the first words are those of an account that can be worked with."""
+    if len(head) < 8 * WORTH:
+        return False
+    words = memoryview(head).cast("q")
+    return words[MAGIC_AT] == MAGIC and 0 <= words[FOLDING] <= words[RECORDS] <= MAX_PROCESSES
 
 
 def record_at(slot: int) -> int:

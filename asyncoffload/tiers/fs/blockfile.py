@@ -16,6 +16,7 @@ from contextlib import suppress
 from asyncoffload.errors import CorruptBlockError
 from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.fs.format import CHECKSUM_AT, PAGE, BlockFormat, checksum, file_bytes, padding
+from asyncoffload.tiers.fs.recency import used_again
 from asyncoffload.tiers.fs.renaming import put_in_place
 from asyncoffload.tiers.fs.system_calls import THE_SYSTEM, SystemCalls
 
@@ -154,7 +155,7 @@ class BlockFiles:
             path: where.
             key: the block.
             into: as many bytes as the payload has.
-            used: the time that the file gets, nanoseconds since the epoch; by default it keeps its own.
+            used: when the block was used, nanoseconds since the epoch; by default the file keeps its time.
 
         Raises:
             FileNotFoundError: there is no such file, or it was evicted, and perhaps recycled, during the read.
@@ -169,7 +170,8 @@ class BlockFiles:
                 raise CorruptBlockError(f"{path}: {trouble}", failed_keys=(key,))
             if used is not None:
                 with suppress(OSError):  # the disk may be read-only, or the file somebody else's
-                    os.utime(fd, ns=(used, used))
+                    again = used_again(used, os.fstat(fd).st_mtime_ns)
+                    os.utime(fd, ns=(again, again))
         finally:
             os.close(fd)
 

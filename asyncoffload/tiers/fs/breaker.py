@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PROBES = 3
-"""Probes in a row that have to be answered in time before it is relied upon again."""
+"""Probes in a row that have to come back well before it is relied upon again."""
 
 
 class Breaker:
@@ -28,8 +28,8 @@ class Breaker:
         self.is_open = True
         return True
 
-    def probed(self, in_time: bool) -> None:
-        """A probe came back."""
-        self._answered = self._answered + 1 if in_time else 0
+    def probed(self, is_well: bool) -> None:
+        """A probe came back: in time, and there are threads for what would come, or not."""
+        self._answered = self._answered + 1 if is_well else 0
         if self._answered >= PROBES:
             self.is_open = False

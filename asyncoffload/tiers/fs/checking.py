@@ -58,7 +58,7 @@ class BlockChecker:
     def __init__(self, directory: LayoutDirectory, layout: KVLayout | None) -> None:
         self._layout = layout
         self._files = BlockFiles(BlockFormat(directory.fingerprint, directory.rank), "", direct=True)
-        self._scratch = _Scratch()
+        self._scratch = Scratch()
 
     def check(self, path: str, key: OffloadKey, *, set_aside: bool = False) -> Verdict:
         """Whether the file is the whole, unchanged block of this key.
@@ -93,10 +93,14 @@ class BlockChecker:
         return self._files.check(path, key, into)
 
     def _set_aside(self, path: str, key: OffloadKey, into: memoryview) -> bool:
+        bad = os.stat(path, follow_symlinks=False)
         try:
             self._files.read(path, key, into)
         except CorruptBlockError:
-            return True
+            try:
+                return not os.path.samestat(os.stat(path, follow_symlinks=False), bad)
+            except FileNotFoundError:
+                return True
         return False
 
     def _payload_bytes(self, path: str, key: OffloadKey) -> tuple[int, str]:
@@ -128,7 +132,7 @@ def header_of(path: str) -> Header | None:
     return read_header(page) if len(page) == PAGE else None
 
 
-class _Scratch(threading.local):
+class Scratch(threading.local):
     """Page-aligned memory for each thread, as large as its largest block so far."""
 
     def __init__(self) -> None:

@@ -79,6 +79,7 @@ class LayoutPlan:
         nbytes: bytes of its files that count against a quota.
         removal: what goes.
         until_ns: blocks that were last used then or before go; nanoseconds since the epoch.
+        last_files: how many of those that were last used just then go, where room is wanted.
         goes: whether the directory itself is removed, since nothing would be left in it.
     """
 
@@ -87,6 +88,7 @@ class LayoutPlan:
     nbytes: int = 0
     removal: Removal = field(default_factory=Removal)
     until_ns: int = -1
+    last_files: int = 0
     goes: bool = False
 
 
@@ -101,12 +103,14 @@ class Collection:
 
     Attributes:
         layouts: the plan, once it was made.
+        removed: what :meth:`carry_out` has removed so far.
     """
 
     def __init__(self, root: str, *, now: float, quota: int | None = None, older_than: float | None = None) -> None:
         self.layouts = [
             LayoutPlan(directory, in_use=bool(living_owners(directory))) for directory in layout_directories(root)
         ]
+        self.removed = Removal()
         self._now = now
         self._departures = Departures(root, quota)
         self._quota = quota
@@ -146,24 +150,26 @@ class Collection:
 
         Args:
             usage: the account of the root.
-            progress: called after each directory of the fan-out.
+            progress: called after each directory of the fan-out; what it raises ends this between two removals.
 
         Raises:
             OSError: the operating system refused.
         """
-        done, evictor = Removal(), Evictor(usage)
+        done, evictor = self.removed, Evictor(usage)
         for layout in self.layouts:
-            leftovers = Leftovers(layout.directory.path, keep="")
+            leftovers, left = Leftovers(layout.directory.path, keep=""), layout.last_files
             self._remove_temporary(files_beside(layout.directory), leftovers, done)
             for parent in fan_out_of(layout.directory):
-                files = list(files_in(layout.directory, parent))
+                files = _in_order(layout.directory, parent)
                 self._remove_temporary(files, leftovers, done)
                 bad = [f for f in files if f.kind is Kind.QUARANTINED]
                 self._evict(evictor, bad, done.quarantined, Fate.DISCARDED, "gc")
                 blocks = [f for f in files if f.kind is Kind.BLOCK and f.modified_ns <= layout.until_ns]
                 old = [f for f in blocks if f.modified_ns <= self._old_ns]
                 self._evict(evictor, old, done.old, Fate.COLLECTED, "older_than")
-                rest = [f for f in blocks if f.modified_ns > self._old_ns]
+                last = [f for f in blocks if f.modified_ns == layout.until_ns > self._old_ns]
+                rest = [f for f in blocks if self._old_ns < f.modified_ns < layout.until_ns] + last[:left]
+                left = max(0, left - len(last))
                 self._evict(evictor, rest, done.over_quota, Fate.COLLECTED, "quota")
                 progress()
             leftovers.forget_dead_owners()
@@ -175,7 +181,7 @@ class Collection:
         blocks = self._blocks[layout.directory.name] = _Blocks()
         others = self._enter(layout, blocks, files_beside(layout.directory), counts=False)
         for parent in fan_out_of(layout.directory):
-            others += self._enter(layout, blocks, files_in(layout.directory, parent), counts=True)
+            others += self._enter(layout, blocks, _in_order(layout.directory, parent), counts=True)
             progress()
         self._others[layout.directory.name] = others
         layout.until_ns = self._old_ns
@@ -214,11 +220,17 @@ class Collection:
         together = np.cumsum(sizes[order])
         last = min(int(np.searchsorted(together, lacking)), len(order) - 1)
         until_ns, chosen = int(times[order[last]]), 0
+        # Many blocks may have the same time, which is coarse: of those that have the last one, only as many go as must.
+        at_last = order[: last + 1][times[order[: last + 1]] == until_ns]
+        begin = 0
         for layout in layouts:
             blocks = self._blocks[layout.directory.name]
+            end = begin + int(np.count_nonzero(blocks.times > self._old_ns))
             layout.until_ns = until_ns
-            layout.removal.over_quota = blocks.until(until_ns, after=self._old_ns)
+            layout.last_files = int(np.count_nonzero((at_last >= begin) & (at_last < end)))
+            layout.removal.over_quota = blocks.until(until_ns, after=self._old_ns, last_files=layout.last_files)
             chosen += layout.removal.over_quota.nbytes
+            begin = end
         return chosen
 
     def _will_be_empty(self, layout: LayoutPlan) -> bool:
@@ -280,12 +292,19 @@ class _Blocks:
         self._sizes.append(file.nbytes)
         self._disk.append(file.disk_bytes)
 
-    def until(self, last_ns: int, after: int = -1) -> Sum:
-        """Those used at ``last_ns`` or before, and later than ``after``."""
+    def until(self, last_ns: int, after: int = -1, last_files: int | None = None) -> Sum:
+        """Those used at ``last_ns`` (of these, so many) or before, and later than ``after``."""
         times = self.times
         which = (times <= last_ns) & (times > after)
+        if last_files is not None:
+            which[np.flatnonzero(which & (times == last_ns))[last_files:]] = False
         disk = np.array(self._disk, np.int64)
         return Sum(int(np.count_nonzero(which)), int(self.sizes[which].sum()), int(disk[which].sum()))
+
+
+def _in_order(directory: LayoutDirectory, parent: str) -> list[FoundFile]:
+    """The files in one directory of the fan-out, in the same order at each look."""
+    return sorted(files_in(directory, parent), key=lambda file: file.path)
 
 
 def _remove_empty(directory: LayoutDirectory) -> bool:

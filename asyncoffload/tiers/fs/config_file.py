@@ -84,5 +84,5 @@ def _private(path: str, flags: int) -> int:
 def _parsed(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

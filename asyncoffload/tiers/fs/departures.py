@@ -181,7 +181,7 @@ def departures_since(root_dir: str, since: float) -> Counter[tuple[Fate, str]]:
     since_text = f"{max(since, 0.0):017.6f}".encode()  # as long as the times in the files
     for text in _texts(root_dir):
         lines = filter(since_text.__le__, text.split(b"\n"))
-        counts.update((one.what, one.why) for one in map(_departure, lines) if one is not None)
+        counts.update((one.what, one.why) for one in map(departure_in, lines) if one is not None)
     return counts
 
 
@@ -211,7 +211,7 @@ def _pieces(fd: int) -> Iterator[bytes]:
 
 def _parsed(text: bytes, digits: bytes) -> Iterator[Departure]:
     for line in _lines_with(text, b"/" + digits) if digits else text.split(b"\n"):
-        departure = _departure(line)
+        departure = departure_in(line)
         if departure is not None:
             yield departure
 
@@ -227,8 +227,8 @@ def _lines_with(text: bytes, needle: bytes) -> Iterator[bytes]:
         place = text.find(needle, end)
 
 
-def _departure(line: bytes) -> Departure | None:
-    """What a line says; None where it is none of ours, or not whole."""
+def departure_in(line: bytes) -> Departure | None:
+    """What a line of the journal says; None where it is none of ours, or not whole."""
     try:
         when, what, why, nbytes, path = line.decode("ascii").split(" ")
         directory, parent, name = path.split("/")

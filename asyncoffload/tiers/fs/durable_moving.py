@@ -9,6 +9,7 @@ from contextlib import suppress
 from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.fs.account_file import bucket_of
 from asyncoffload.tiers.fs.blockfile import BlockFiles
+from asyncoffload.tiers.fs.checking import Scratch
 from asyncoffload.tiers.fs.eviction import Evictor, Place
 from asyncoffload.tiers.fs.format import file_bytes
 from asyncoffload.tiers.fs.moving import BlockMover
@@ -47,12 +48,21 @@ class DurableMover(BlockMover):
         super().__init__(space, slots, slot_bytes, payload_bytes, tier, renewals)
         self._groups = groups
         self._is_there = is_there
+        self._scratch = Scratch()
 
     def _store(self, key: OffloadKey, slot: int, used: int) -> Moved:
-        if self._is_there(key):
+        if self._is_there(key) and self._is_whole(key):
             with suppress(FileNotFoundError):
                 return self._sync_existing(key)
         return super()._store(key, slot, used)
+
+    def _is_whole(self, key: OffloadKey) -> bool:
+        """Whether the file of a block is that block: a loss of power before the last start may have torn it."""
+        try:
+            into = self._scratch.of(self.payload_bytes(key))
+            return not self._space.files.check(self._space.path(key), key, into)
+        except OSError:
+            return False
 
     def _write(self, path: str, key: OffloadKey, payload: memoryview, used: int, place: Place | None) -> Moved:
         space = self._space
@@ -63,7 +73,7 @@ class DurableMover(BlockMover):
             stored.take_back()
             raise
         self._groups.add(stored)
-        self._renewals.is_due(key)
+        self._renewals.is_due(key, used)
         return stored
 
     def _sync_existing(self, key: OffloadKey) -> Unsynced:

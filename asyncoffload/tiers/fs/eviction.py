@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from asyncoffload.tiers.complaints import Complaints
 from asyncoffload.tiers.fs.account_file import bucket_of
 from asyncoffload.tiers.fs.counting import Candidate
 from asyncoffload.tiers.fs.departures import Departures
@@ -18,6 +22,13 @@ from asyncoffload.types import Fate
 
 MAX_CANDIDATES = 65_536
 """Files remembered for eviction: some 20 MB. A look at a million files then serves for 65,536 evictions."""
+
+RECLAIM_TRIES = 16
+"""Candidates that a store tries in turn, where some were used meanwhile or cannot be moved."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+logger = logging.getLogger("asyncoffload.tiers.fs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +49,8 @@ class Place:
 class Evictor:
     """Removes files, those first that were used longest ago; one that was used since it was found is passed over.
 
-    A file that is being read stays with its reader until it is closed: eviction takes only its name. Any thread; the
-    caller has the right to keep house.
+    So is, with a complaint, one that the operating system does not let go. A file that is being read stays with its
+    reader until it is closed: eviction takes only its name. Any thread; the caller has the right to keep house.
 
     Args:
         usage: the account of the root.
@@ -63,6 +74,7 @@ class Evictor:
         self._usage = usage
         self._departures = departures
         self._calls = calls
+        self._complaints = Complaints(logger, time.monotonic)
         self._lock = threading.Lock()
         self._gathered: list[Candidate] = []
         self._queue: list[Candidate] = []  # the next one to go comes last
@@ -115,25 +127,18 @@ class Evictor:
         Args:
             nbytes: length of the new file.
             temporary: where it is to be written; if the place has a file, it lies there.
+
+        Raises:
+            OSError: the disk is full, or the file cannot be where it was to be written.
         """
-        with self._lock:
-            if not self._queue or self._queue[-1].nbytes != nbytes:
-                return None
-            candidate = self._queue.pop()
-        bucket, has_file = bucket_of(candidate.path), False
-        self._usage.begin(bucket)
-        try:
-            status = os.stat(candidate.path, follow_symlinks=False)
-            if candidate.modified in (0, status.st_mtime_ns) and status.st_size == nbytes:
-                has_file = take_over(candidate.path, temporary, self._calls)
-                self._enter(candidate, nbytes, "recycled", recycled=has_file)
-                return Place(bucket, nbytes, has_file)
-        except FileNotFoundError:
-            self._usage.doubt(bucket)
-        except BaseException:
-            self._usage.end(bucket)
-            raise
-        self._usage.end(bucket)
+        for _ in range(RECLAIM_TRIES):
+            with self._lock:
+                if not self._queue or self._queue[-1].nbytes != nbytes:
+                    break
+                candidate = self._queue.pop()
+            place = self._reclaim(candidate, nbytes, temporary)
+            if place is not None:
+                return place
         return None
 
     def settle(self, place: Place) -> None:
@@ -152,6 +157,29 @@ class Evictor:
             removed.append(self._removed.popleft())
         return removed
 
+    def _reclaim(self, candidate: Candidate, nbytes: int, temporary: str) -> Place | None:
+        """The place of a file; None if it was passed over."""
+        bucket = bucket_of(candidate.path)
+        self._usage.begin(bucket)
+        try:
+            status = os.stat(candidate.path, follow_symlinks=False)
+            if candidate.modified in (0, status.st_mtime_ns) and status.st_size == nbytes:
+                has_file = take_over(candidate.path, temporary, self._calls)
+                self._enter(candidate, nbytes, "recycled", recycled=has_file)
+                return Place(bucket, nbytes, has_file)
+        except FileNotFoundError:
+            self._usage.doubt(bucket)
+        except BaseException as error:
+            self._usage.end(bucket)
+            if not isinstance(error, OSError) or error.errno in _FULL or not _may_write_to(os.path.dirname(temporary)):
+                with self._lock:
+                    self._queue.append(candidate)
+                raise
+            self._pass_over(candidate, error)
+            return None
+        self._usage.end(bucket)
+        return None
+
     def _remove(self, candidate: Candidate, why: str) -> int:
         """Remove a file; returns its length, or 0 if it was passed over."""
         bucket = bucket_of(candidate.path)
@@ -165,9 +193,15 @@ class Evictor:
                 self._enter(candidate, removed, why)
         except FileNotFoundError:
             self._usage.doubt(bucket)
+        except OSError as error:
+            self._pass_over(candidate, error)
         finally:
             self._usage.end(bucket, added=-removed)
         return removed
+
+    def _pass_over(self, candidate: Candidate, error: OSError) -> None:
+        text = f"{candidate.path} cannot be evicted, others are: {error}; remove it, or let this process do so"
+        self._complaints.add("eviction", text)
 
     def _enter(self, candidate: Candidate, nbytes: int, why: str, *, recycled: bool = False) -> None:
         self._removed.append(candidate.path)
@@ -178,3 +212,7 @@ class Evictor:
             self.nbytes += nbytes
             self.quarantined += not candidate.modified
             self.recycled += recycled
+
+
+def _may_write_to(directory: str) -> bool:
+    return os.access(directory, os.W_OK | os.X_OK)

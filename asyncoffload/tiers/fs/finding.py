@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 
+from asyncoffload.core.layout import key_of
 from asyncoffload.errors import InvalidArgument
 from asyncoffload.keys import GROUP_BYTES, MAX_HASH_BYTES, OffloadKey, block_hash_of
 from asyncoffload.tiers.fs.departures import Departure, departures_of
@@ -18,7 +20,7 @@ _DIGITS = re.compile(rf"[0-9a-f]{{{SHORTEST},{2 * (MAX_HASH_BYTES + GROUP_BYTES)
 
 @dataclass(frozen=True, slots=True)
 class PlaceOfBlock:
-    """A file that is about a block: the block itself, one that is being written, or one in quarantine."""
+    """What is about a block: the block itself, one that is being written or in quarantine, or what has its name."""
 
     directory: LayoutDirectory
     file: FoundFile
@@ -41,10 +43,8 @@ def places_of(directories: list[LayoutDirectory], name: str) -> list[PlaceOfBloc
     for directory in directories:
         for parent in fan_out_of(directory):
             if parent.startswith(digits[:2]):
-                files = files_in(directory, parent)
-                found += [
-                    PlaceOfBlock(directory, file, file.key) for file in files if file.key and _is(file.key, digits)
-                ]
+                named = ((file, _key_of(parent, file)) for file in files_in(directory, parent))
+                found += [PlaceOfBlock(directory, file, key) for file, key in named if key and _is(key, digits)]
     return sorted(found, key=lambda place: (place.key, place.file.path))
 
 
@@ -58,6 +58,11 @@ def departures_named(root: str, name: str) -> list[Departure]:
     found = [*departures_of(root, digits), *departures_of(root, digits[: -2 * GROUP_BYTES] or digits)]
     left = dict.fromkeys(departure for departure in found if _is(departure.key, digits))
     return sorted(left, key=lambda departure: departure.when)
+
+
+def _key_of(parent: str, file: FoundFile) -> OffloadKey | None:
+    """The block that a file is about; what is no file may have the name of a block all the same."""
+    return file.key or key_of(parent, os.path.basename(file.path))
 
 
 def _digits_of(name: str) -> str:

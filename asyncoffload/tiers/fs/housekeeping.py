@@ -17,6 +17,7 @@ from asyncoffload.tiers.fs.account_file import BUCKETS, UsageBusyError
 from asyncoffload.tiers.fs.counting import Census
 from asyncoffload.tiers.fs.eviction import Evictor
 from asyncoffload.tiers.fs.quota import Allowance
+from asyncoffload.tiers.fs.watch import Watch
 
 ROUND_SECONDS = 0.005
 """How long a round looks at directories before it pauses; it finishes the one that it is at."""
@@ -37,8 +38,14 @@ EVICTING_THREADS = 4
 """Removing a file waits for the file system's journal, a millisecond and more beside stores at full speed: one thread
 alone does not keep up with them."""
 
+STOPPED_SECONDS = 5.0
+"""Who keeps house looks many times a second at what others want, unless it was stopped, or its disk hangs."""
+
 FILES_OF_A_THREAD = 8
 """Each of several threads may remove a file too many; where there are fewer to remove, one thread does it."""
+
+TROUBLED_SECONDS = 10.0
+"""After a look that could not see all of a root, until it is counted again."""
 
 _NOTHING = -1, -1
 _SECOND = 1.0  # between two looks for the dead, and after a search that found nothing to evict
@@ -54,6 +61,7 @@ class Housekeeping:
         executor: where to block; it has :data:`EVICTING_THREADS`.
         report: called on the loop after each round.
         complaints: where trouble is reported.
+        watch: is told of calls that hang.
 
     Attributes:
         leftovers_removed: temporary files of the dead that were removed.
@@ -69,6 +77,7 @@ class Housekeeping:
         executor: Executor,
         report: Callable[[], None],
         complaints: Complaints,
+        watch: Watch,
     ) -> None:
         self.leftovers_removed = 0
         self.is_ours = False
@@ -80,6 +89,7 @@ class Housekeeping:
         self._executor = executor
         self._report = report
         self._complaints = complaints
+        self._watch = watch
         self._wake = asyncio.Event()
         self._stopping = False
         self._census: Census | None = None
@@ -88,7 +98,11 @@ class Housekeeping:
         self._found = 0
         self._next_second = 0.0
         self._next_search = 0.0
+        self._next_count = 0.0
+        self._files_before = -1
         self._seen = _NOTHING
+        self._seen_beats = -1
+        self._beaten_at = 0.0
 
     def wake(self) -> None:
         """A store waits for room."""
@@ -105,8 +119,10 @@ class Housekeeping:
         while not self._stopping:
             self._wake.clear()
             try:
-                pause = await loop.run_in_executor(self._executor, self.round)
-            except UsageBusyError:
+                a_round = loop.run_in_executor(self._executor, self.round)
+                pause = await self._watch.end_of(a_round, f"housekeeping in {self._root_dir}", self._steps)
+            except UsageBusyError as error:
+                self._complaints.add("account", error)
                 pause = IDLE_SECONDS
             except Exception as error:  # if it ended here, stores would find no room, and nobody would know why
                 self._complaints.add("housekeeping", f"housekeeping in {self._root_dir} failed: {error!r}")
@@ -119,6 +135,11 @@ class Housekeeping:
                         await self._wake.wait()
                 except TimeoutError:
                     pass
+
+    def _steps(self) -> tuple[int, int]:
+        """What has been done so far; any thread."""
+        census = self._census
+        return self._evictor.files, census.files if census else 0
 
     def round(self) -> float:
         """A few milliseconds of work, in a thread; returns the seconds after which to come again.
@@ -134,9 +155,18 @@ class Housekeeping:
             self._next_second = now + _SECOND
             self._allowance.give_back_spare()
             self.account_is_lost = not self._usage.is_there
+        if not self._allowance.is_bounded:
+            self._evictor.is_pressed = False
+            self._give_up_search()
+            return _SECOND
+        self._allowance.give_back_excess()
         self.is_ours = self._usage.take_housekeeping()
         if not self.is_ours:
+            self._allowance.waits = False
+            self._look_at_keeper(now)
             return IDLE_SECONDS
+        if self._usage.wanted:
+            self._usage.beat()
         if a_second_is_over or self._allowance.waits:
             self._allowance.waits = False
             self._usage.fold_dead()
@@ -154,13 +184,29 @@ class Housekeeping:
         active, self._seen = seen != self._seen, seen
         return BUSY_SECONDS if active else IDLE_SECONDS
 
+    def _look_at_keeper(self, now: float) -> None:
+        """Say so if stores wait for room, and whoever keeps house makes none."""
+        beats = self._usage.beats
+        if beats != self._seen_beats or not self._usage.wanted:
+            self._seen_beats, self._beaten_at = beats, now
+        elif now - self._beaten_at >= STOPPED_SECONDS:
+            self._complaints.add(
+                "keeper",
+                f"{self._root_dir}: stores find no room, and process {self._usage.keeper or '?'}, which keeps house "
+                f"there, has not looked for {now - self._beaten_at:.0f} seconds: see whether it was stopped; when it "
+                "ends, another one takes over",
+            )
+
     def _evict(self, nbytes: int) -> int:
         """Remove some files, in several threads if there are many; returns the bytes removed."""
         few = FILES_OF_A_THREAD * self._allowance.bounds.block
         threads = min(EVICTING_THREADS, max(1, nbytes // few))
         share, why = -(-nbytes // threads), self._allowance.tightest
         others = [self._executor.submit(self._evictor.evict, share, why=why) for _ in range(threads - 1)]
-        return self._evictor.evict(share, why=why) + sum(other.result() for other in others)
+        removed = self._evictor.evict(share, why=why) + sum(other.result() for other in others)
+        if removed:
+            self._usage.meet()
+        return removed
 
     def _plan(self, now: float, lacking: int) -> None:
         """Begin to look through the root if that is of use."""
@@ -169,7 +215,7 @@ class Housekeeping:
         few = len(self._evictor) <= self._found // 4
         if few and now >= self._next_search and (lacking or self._allowance.lacking(LOOK_AHEAD)):
             self._is_search, self._todo = True, list(range(BUCKETS))
-        elif not self._census and (doubtful := self._usage.in_doubt):
+        elif not self._census and now >= self._next_count and (doubtful := self._usage.in_doubt):
             self._is_search, self._todo = False, doubtful
         else:
             return
@@ -193,11 +239,16 @@ class Housekeeping:
         assert self._census is not None
         self._census.finish()
         self.leftovers_removed += self._census.leftovers_removed
+        for trouble in self._census.troubles:
+            text = f"{trouble}: what is there is neither counted nor evicted; let this process read it"
+            self._complaints.add("count", text)
+            self._next_count = now + TROUBLED_SECONDS
         self._census = None
         if self._is_search:
             self._evictor.found_all()
             self._found = len(self._evictor)
-            self._next_search = now + (0.0 if self._found else _SECOND)
+            was_of_use, self._files_before = self._evictor.files != self._files_before, self._evictor.files
+            self._next_search = now + (0.0 if self._found and was_of_use else _SECOND)
 
     def _give_up_search(self) -> None:
         self._census = None

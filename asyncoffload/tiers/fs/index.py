@@ -15,6 +15,30 @@ moments in which many requests ask for the same new prefix."""
 MAX_MISSES = 65_536
 
 
+class Look:
+    """A look at the disk, from before it begins until what it found is entered.
+
+    Attributes:
+        came: blocks that were stored or loaded meanwhile.
+        left: blocks that left meanwhile.
+    """
+
+    __slots__ = ("_index", "came", "left")
+
+    def __init__(self, index: BlockIndex) -> None:
+        self.came: set[OffloadKey] = set()
+        self.left: set[OffloadKey] = set()
+        self._index = index
+
+    def found(self, keys: Iterable[OffloadKey]) -> None:
+        """Enter blocks that it found. Those that left meanwhile are not there any more, or there again and known."""
+        self._index.enter(key for key in keys if key not in self.left)
+
+    def missed(self, keys: Iterable[OffloadKey]) -> list[OffloadKey]:
+        """Strike out blocks that it did not find; returns those that were thought to be there."""
+        return self._index.remove(key for key in keys if key not in self.came)
+
+
 class BlockIndex:
     """The blocks known to be there, their bytes, and those that were looked for in vain a moment ago.
 
@@ -33,7 +57,7 @@ class BlockIndex:
         self._present: list[set[OffloadKey]] = [set() for _ in range(256)]
         self._count = 0
         self._missed: OrderedDict[OffloadKey, float] = OrderedDict()  # by the time until which a miss is believed
-        self._looks: dict[object, set[OffloadKey]] = {}
+        self._looks: set[Look] = set()
 
     def __len__(self) -> int:
         return self._count
@@ -42,6 +66,13 @@ class BlockIndex:
         return key in self._present[key[0]]
 
     def add(self, keys: Iterable[OffloadKey]) -> list[OffloadKey]:
+        """The blocks were just stored or loaded; returns those that were not known to be there."""
+        keys = list(keys)
+        for look in self._looks:
+            look.came.update(keys)
+        return self.enter(keys)
+
+    def enter(self, keys: Iterable[OffloadKey]) -> list[OffloadKey]:
         """The blocks are there; returns those that were not known to be."""
         new = []
         for key in keys:
@@ -58,8 +89,8 @@ class BlockIndex:
     def remove(self, keys: Iterable[OffloadKey]) -> list[OffloadKey]:
         """The blocks are not there; returns those that were thought to be."""
         keys = list(keys)
-        for left in self._looks.values():
-            left.update(keys)
+        for look in self._looks:
+            look.left.update(keys)
         gone = []
         for key in keys:
             present = self._present[key[0]]
@@ -71,17 +102,18 @@ class BlockIndex:
         return gone
 
     @contextmanager
-    def look(self) -> Iterator[set[OffloadKey]]:
-        """A look at the disk, from before it begins until what it found is entered: the blocks that left meanwhile.
-
-        What it found of those is not there any more, or is there again and known.
-        """
-        this, left = object(), set[OffloadKey]()
-        self._looks[this] = left
+    def look(self) -> Iterator[Look]:
+        """A look at the disk begins."""
+        look = Look(self)
+        self._looks.add(look)
         try:
-            yield left
+            yield look
         finally:
-            del self._looks[this]
+            self._looks.discard(look)
+
+    def known(self, first_byte: int) -> list[OffloadKey]:
+        """The blocks known to be there whose hash begins with a byte."""
+        return list(self._present[first_byte])
 
     def clear(self) -> list[OffloadKey]:
         """Nothing is known; returns what was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Protocol
@@ -92,7 +93,7 @@ class RunningJobs:
         syncs: makes stored blocks durable; None where nobody does.
 
     Attributes:
-        hanging: the keys of calls that hang; nobody should make another one for them.
+        hanging: the keys of calls that hang, and how many do; nobody should make another one for them.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class RunningJobs:
         now: Callable[[], int],
         syncs: SyncGroups | None = None,
     ) -> None:
-        self.hanging: set[OffloadKey] = set()
+        self.hanging: Counter[OffloadKey] = Counter()
         self._pool = pool
         self._payload_bytes = payload_bytes
         self._now = now
@@ -163,12 +164,16 @@ class RunningJobs:
             keys = {running.job.keys[running.todo[at]] for at in calls.get(running.state, ())} - running.hanging
             if keys:
                 found += keys
-                self.hanging |= keys
+                self.hanging.update(keys)
                 running.hanging |= keys
                 running.refusal = refusal
                 running.state.cancel()
                 running.job.abandon(running.outcomes(running.moved))
         return found
+
+    def lacks_threads(self, older_than: float) -> bool:
+        """Whether a call has run for longer than ``older_than`` seconds whose thread's work nobody else can do."""
+        return self._pool.lacks_threads(older_than)
 
     async def _end_of(self, state: JobState[Moved], *, is_store: bool) -> None:
         try:
@@ -205,7 +210,7 @@ class RunningJobs:
         finally:
             moved = running.moved
             settle(keys, moved)
-            self.hanging -= running.hanging
+            self.hanging -= Counter(running.hanging)
             del self._jobs[ended]
             ended.set_result(None)
         return running.outcomes(moved)

@@ -6,13 +6,13 @@ import errno
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from asyncoffload.core.journal import TROUBLE, Journal, about
 from asyncoffload.keys import OffloadKey
 from asyncoffload.tiers.complaints import Complaints
 from asyncoffload.tiers.event_log import EventLog
-from asyncoffload.tiers.fs.index import BlockIndex
+from asyncoffload.tiers.fs.index import BlockIndex, Look
 from asyncoffload.types import Fate, HistoryEntry, KeyOutcome, Status
 
 logger = logging.getLogger("asyncoffload.tiers.fs")
@@ -62,6 +62,10 @@ class Ledger:
         """Enter blocks that were removed to make room; the index need not have known them."""
         self.index.remove(keys)
         self.events.removed(keys)
+
+    def missed(self, look: Look, keys: Iterable[OffloadKey]) -> None:
+        """Enter what a look at the disk did not find; it matters only where it was thought to be."""
+        self.events.removed(look.missed(keys))
 
     def refused(self, direction: str, outcomes: Mapping[OffloadKey, KeyOutcome]) -> None:
         """Write down why blocks were not moved."""

@@ -27,7 +27,7 @@ from asyncoffload.tiers.fs.ledger import Ledger
 from asyncoffload.tiers.fs.moving import BlockMover
 from asyncoffload.tiers.fs.outcomes import SHED_BY
 from asyncoffload.tiers.fs.quota import Bounds, free_bytes
-from asyncoffload.tiers.fs.recency import Renewals, used_at
+from asyncoffload.tiers.fs.recency import Renewals
 from asyncoffload.tiers.fs.residence import Residence
 from asyncoffload.tiers.fs.space import BlockSpace, DirectIO, MakeFiles
 from asyncoffload.tiers.fs.syncing import Durability, SyncGroups
@@ -134,7 +134,7 @@ class FileSystemTierManager(SecondaryTierManager):
             n_read_threads, n_write_threads, max_queued_bytes=max_queued_bytes, bound_loads=bound_loads, clock=clock
         )
         self._clock, self._now = clock, now
-        self._renewals = Renewals(clock)
+        self._renewals = Renewals()
         self._syncs = SyncGroups(f"asyncoffload-{tier_type}-sync", clock) if durability == "fsync" else None
         self._index = BlockIndex(lambda key: file_bytes(self._mover.payload_bytes(key)))
         mover = self._space, self._view, self._slot_bytes, payload_bytes, tier_type, self._renewals
@@ -143,7 +143,9 @@ class FileSystemTierManager(SecondaryTierManager):
         self._watch = Watch(tier_type, io_timeout, self._jobs, self._space.probe, clock, self._syncs)
         self._io_timeout = io_timeout
         self._ledger = Ledger(self._index, EventLog(tier_type, layout.tokens_per_block), clock)
-        self._residence = Residence(tier_type, self._space, self._index, self._ledger, self._watch, io_timeout)
+        self._residence = Residence(
+            tier_type, self._space, self._index, self._ledger, self._watch, self._jobs, io_timeout, clock
+        )
         self._clerk = self._residence.clerk
         self._closing = asyncio.Lock()
         self._closed = False
@@ -192,10 +194,18 @@ class FileSystemTierManager(SecondaryTierManager):
 
     async def _find(self, unknown: Sequence[OffloadKey]) -> None:
         self._ledger.counts["probed"] += len(unknown)
-        with self._index.look() as left, suppress(TierUnavailable):
+        with self._index.look() as look, suppress(TierUnavailable):
             found = await self._clerk.run(partial(self._space.which_exist, unknown))
-            self._index.add(key for key in found if key not in left)
+            look.found(found)
             self._index.missed(set(unknown).difference(found), self._clock())
+
+    async def _look_after(self, known: Sequence[OffloadKey]) -> None:
+        """Strike out blocks that are not there, whoever removed them, in one look at the disk for many."""
+        for first in range(0, len(known), PORTION):
+            keys = known[first : first + PORTION]
+            with self._index.look() as look, suppress(TierUnavailable):
+                found = set(await self._clerk.run(partial(self._space.which_exist, keys)))
+                self._ledger.missed(look, [key for key in keys if key not in found])
 
     def hint(self, key: OffloadKey) -> bool:
         return key in self._index and not self._refuses(key)
@@ -204,6 +214,8 @@ class FileSystemTierManager(SecondaryTierManager):
         """As the base class. A block is on disk, under its name, when its outcome is DONE; with
         ``durability="fsync"`` it survives a loss of power then."""
         await self._ready_for(job)
+        if self._syncs is None and not self._watch.is_paused:
+            await self._look_after([key for key in job.keys if key in self._index])
         while theirs := {self._storing[key] for key in job.keys if key in self._storing and not self._refuses(key)}:
             await asyncio.wait(theirs, timeout=self._io_timeout)  # by then, theirs may hang
             self._check_open()
@@ -241,18 +253,13 @@ class FileSystemTierManager(SecondaryTierManager):
         self._pool.hurry(job_id, priority)
 
     async def touch(self, keys: Sequence[OffloadKey]) -> None:
-        """As the base class; blocks that were touched within the last minute cost nothing. Cancellation: raises at
+        """As the base class; blocks that were used within the same minute cost nothing. Cancellation: raises at
         once."""
         self._check_open()
         if self._watch.is_paused:
             return
         await self.start()
-        batch = self._now()
-        due = [
-            (key, used_at(batch, place))
-            for place, key in enumerate(keys)
-            if key in self._index and self._renewals.is_due(key)
-        ]
+        due = self._renewals.due(keys, self._now(), self._index.__contains__)
         for first in range(0, len(due), PORTION):
             with suppress(TierUnavailable):
                 await self._clerk.run(partial(self._space.touch, due[first : first + PORTION]))
@@ -290,7 +297,7 @@ class FileSystemTierManager(SecondaryTierManager):
             **(self._syncs.stats() if self._syncs else {}),
             "paused": float(self._watch.is_paused),
             "hung_calls": self._watch.hung,
-            "hanging_calls": len(self._jobs.hanging),
+            "hanging_calls": self._jobs.hanging.total(),
             "leftovers_removed": self._residence.leftovers_removed,
         }
 
@@ -321,14 +328,15 @@ class FileSystemTierManager(SecondaryTierManager):
             self._watch.stop()
             if self._jobs:
                 left.append(f"moves blocks of jobs {self._jobs.names}, whose slots must not be used")
+            if not left:
+                if self._owns_pool:
+                    await self._pool.aclose(drain=False)
+                left = await self._residence.leave(patience)
             if left:
                 raise TierUnavailable(
                     f"tier {self.tier_type!r}, {patience} seconds after closing, still {' and '.join(left)}: "
                     "close again to go on waiting"
                 )
-            if self._owns_pool:
-                await self._pool.aclose(drain=False)
-            await self._residence.leave()
             if self._syncs is not None:
                 self._syncs.shutdown()
             self._view.release()

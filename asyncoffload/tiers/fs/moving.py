@@ -79,7 +79,8 @@ class BlockMover:
             return CANCELLED
         path = self._space.path(key)
         try:
-            self._space.files.read(path, key, self._payload(key, slot), used if self._renewals.is_due(key) else None)
+            again = used if self._renewals.is_due(key, used) else None
+            self._space.files.read(path, key, self._payload(key, slot), again)
         except FileNotFoundError:
             return MISSING
         except CorruptBlockError as error:
@@ -93,7 +94,7 @@ class BlockMover:
     def _may_make_room(self, error: BaseException) -> bool:
         """Whether the disk is full, and evicting may help."""
         is_full = isinstance(error, OSError) and error.errno in _FULL
-        return is_full and bool(self._space.bounds) and self._space.allowance.holds_files
+        return is_full and self._space.allowance.is_bounded and self._space.allowance.holds_files
 
     def _store(self, key: OffloadKey, slot: int, used: int) -> Moved:
         payload, path, allowance = self._payload(key, slot), self._space.path(key), self._space.allowance
@@ -122,7 +123,7 @@ class BlockMover:
         finally:
             if place is not None:
                 self._space.settle(place)
-        self._renewals.is_due(key)
+        self._renewals.is_due(key, used)
         return DONE
 
     def _payload(self, key: OffloadKey, slot: int) -> memoryview:

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 
 from asyncoffload.aio.waiting import outlive
 from asyncoffload.errors import ConfigError, TierUnavailable
+from asyncoffload.tiers.fs.account_file import UsageBusyError
 from asyncoffload.tiers.fs.config_file import CONFIG, agree_on_config
 from asyncoffload.tiers.fs.space import BlockSpace
 
@@ -29,12 +30,14 @@ async def open_space(space: BlockSpace, executor: Executor) -> None:
 
     Raises:
         ConfigError: the directory cannot be used, or describes other blocks; the message shows both.
-        TierUnavailable: the file system is in trouble.
+        TierUnavailable: the file system is in trouble, or another process keeps the account of the root locked.
     """
     try:
         await outlive(asyncio.get_running_loop().run_in_executor(executor, space.open))
         await agree_on_config(space.config_path, space.config, space.temporary(CONFIG), executor)
         await outlive(asyncio.get_running_loop().run_in_executor(executor, space.make_durable))
+    except UsageBusyError as error:
+        raise TierUnavailable(str(error)) from None
     except OSError as error:
         if error.errno in _WRONG_SETTING:
             raise ConfigError(

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from asyncoffload.tiers.fs.blockfile import TEMPORARY
+from asyncoffload.tiers.fs.lock_file import LockFile
 
 OWNERS = "owners"
 _TEMPORARY = re.compile(rf".+\.([0-9a-f]{{16}}){re.escape(TEMPORARY)}")
-_LOCK_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def owner_of(file_name: str) -> str | None:
@@ -43,22 +43,26 @@ class Owner:
         while True:
             self.name = secrets.token_hex(8)
             self._path = os.path.join(self._owners, self.name)
-            self._fd = os.open(self._path, _LOCK_FILE | os.O_CREAT | os.O_EXCL, 0o600)
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            # Between the two calls a neighbour may have found the file unlocked, and collected it as a dead owner's.
-            if os.fstat(self._fd).st_nlink:
-                break
-            os.close(self._fd)
-        os.write(self._fd, f"pid {os.getpid()}\n".encode())
+            self._file = LockFile(self._path, os.O_CREAT | os.O_EXCL)
+            try:
+                fcntl.flock(self._file.fd, fcntl.LOCK_EX)
+                # Between the two a neighbour may have found the file unlocked, and collected it as a dead owner's.
+                if os.fstat(self._file.fd).st_nlink:
+                    break
+            except BaseException:
+                self.leave()
+                raise
+            self._file.close()
+        with suppress(OSError):  # it is for humans, and a full disk must not keep anybody from loading
+            os.write(self._file.fd, f"pid {os.getpid()}\n".encode())
 
     def leave(self) -> None:
         """Give the name up; idempotent. The caller has no temporary files any more."""
-        fd, self._fd = self._fd, -1
-        if fd < 0:
+        if not self._file.is_open:
             return
         with suppress(OSError):
             os.unlink(self._path)
-        os.close(fd)
+        self._file.close()
 
 
 class Leftovers:
@@ -95,11 +99,11 @@ class Leftovers:
     def _is_dead(self, owner: str, *, forget: bool = False) -> bool:
         path = os.path.join(self._owners, owner)
         try:
-            fd = os.open(path, _LOCK_FILE)
+            file = LockFile(path)
         except FileNotFoundError:
             return True
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if forget:  # under the lock: an owner that is just being made waits for it, and sees that it lost its file
                 os.unlink(path)
         except BlockingIOError:
@@ -107,4 +111,4 @@ class Leftovers:
         else:
             return True
         finally:
-            os.close(fd)
+            file.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,10 @@ MAX_SLICE = 64 << 20
 MAX_SLACK = 2 << 30
 SLACK_SHARE = 32
 """The housekeeping keeps one part in so many free, 2 GiB at most, so that stores find room while it works."""
+
+PATIENCE = 1.0
+"""Seconds: nothing is asked for so long of an account that was held by somebody, and what was granted below a larger
+quota is not evicted for, since it comes back."""
 
 _ANY = 1 << 62
 
@@ -53,6 +58,20 @@ class Bounds:
     def __bool__(self) -> bool:
         return self.quota is not None or self.min_free is not None
 
+    def check(self, root_dir: str) -> None:
+        """See whether they can be kept where the root lies. Blocks.
+
+        Raises:
+            ConfigError: no block could ever be stored.
+        """
+        status = os.statvfs(root_dir)
+        total = status.f_blocks * status.f_frsize
+        if self.min_free and total and self.min_free + self.block > total:
+            raise ConfigError(
+                f"min_free = {self.min_free} bytes leaves no room for a block in {root_dir}, whose file system has "
+                f"{total} bytes in all: give the tier a smaller min_free, or leave it out"
+            )
+
 
 def free_bytes(path: str) -> int:
     """Bytes that a user without privileges may still write to a file system."""
@@ -69,8 +88,9 @@ class Allowance:
 
     Args:
         usage: the account of the root.
-        bounds: of this process; the tightest of all living processes holds.
+        bounds: of this process; the tightest of all living processes holds, whether this one has any or not.
         free: bytes free on the file system.
+        clock: seconds.
 
     Attributes:
         shed_by_quota: blocks that found no room below the quota.
@@ -78,13 +98,19 @@ class Allowance:
         waits: a store has asked in vain since the housekeeping last looked.
     """
 
-    def __init__(self, usage: Usage, bounds: Bounds, free: Callable[[], int]) -> None:
+    def __init__(
+        self, usage: Usage, bounds: Bounds, free: Callable[[], int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.usage = usage
         self.bounds = bounds
         self.shed_by_quota = 0
         self.shed_by_space = 0
         self.waits = False
         self._free = free
+        self._clock = clock
+        self._busy_until = clock()
+        self._patient_until = clock()
+        self._seen_quota = 0
         self._spare = 0
         self._spent = 0
         self._spent_before = 0
@@ -94,18 +120,28 @@ class Allowance:
 
     def take(self, bucket: int, nbytes: int) -> bool:
         """Begin to store a file of this length; False when there is no room for it."""
-        if not self.bounds:
+        if not self.usage.is_bounded:
+            # It is reserved all the same, for a neighbour with bounds that comes before it is written.
             self.usage.begin(bucket)
+            self.usage.reserve(nbytes)
             return True
         if self._spend(bucket, nbytes):
             return True
         with self._asking:
             if self._spend(bucket, nbytes):
                 return True
+            if self._clock() < self._busy_until:
+                return False
             try:
                 return self._ask(nbytes) and self._spend(bucket, nbytes)
             except UsageBusyError:
+                self._busy_until = self._clock() + PATIENCE
                 return False
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the root has bounds now, whoever set them."""
+        return self.usage.is_bounded
 
     def take_place(self, bucket: int) -> None:
         """Begin to store a file in the place of one that was evicted for it."""
@@ -114,7 +150,7 @@ class Allowance:
 
     def put(self, bucket: int, nbytes: int, *, in_place: bool = False) -> None:
         """A file for which :meth:`take` said yes, or that took a place, has its name."""
-        self.usage.end(bucket, added=nbytes, spent=nbytes if self.bounds and not in_place else 0)
+        self.usage.end(bucket, added=nbytes, spent=0 if in_place else nbytes)
 
     def replaced(self, bucket: int, nbytes: int) -> None:
         """It took the name of another one; before :meth:`put`."""
@@ -122,7 +158,7 @@ class Allowance:
 
     def give_back(self, bucket: int, nbytes: int, *, in_place: bool = False) -> None:
         """It was not made after all."""
-        if self.bounds and not in_place:
+        if not in_place:
             with self._lock:
                 self._spare += nbytes
         self.usage.end(bucket)
@@ -143,6 +179,8 @@ class Allowance:
         else:
             self.shed_by_quota += 1
         self.usage.want(nbytes)
+        if disk_is_full:
+            self.usage.refuse(nbytes)
         self.waits = True
         return "quota" if not on_disk else "min_free" if self.usage.min_free and not disk_is_full else "space"
 
@@ -158,10 +196,16 @@ class Allowance:
     def give_back_spare(self) -> None:
         """Return what was granted and not used since the last call, so that a process at rest holds nothing back."""
         with self._lock:
-            if self._spare and self._spent == self._spent_before:
-                self.usage.reserve(-self._spare)
-                self._spare = 0
+            if self._spent == self._spent_before:
+                self._keep_spare(0)
             self._spent_before = self._spent
+
+    def give_back_excess(self) -> None:
+        """Return what is more than would be granted now: the quota was larger, or there were fewer to share it."""
+        quota = self.usage.quota
+        with self._lock:
+            if quota is not None:
+                self._keep_spare(max(self.bounds.block, self._share(quota)))
 
     def lacking(self, factor: int = 1) -> int:
         """Bytes that should be removed, so that there is room for what is wanted, and the slack.
@@ -182,21 +226,37 @@ class Allowance:
         usage = self.usage
         if (quota := usage.quota) is None:
             return -_ANY
-        return usage.used + usage.reserved + max(usage.wanted, factor * self.slack(quota)) - quota
+        if quota < self._seen_quota:
+            self._patient_until = self._clock() + PATIENCE
+        self._seen_quota = quota
+        is_patient = self._clock() < self._patient_until
+        reserved = usage.reserved_within(max(self.bounds.block, self._share(quota))) if is_patient else usage.reserved
+        return usage.used + reserved + max(usage.wanted, factor * self.slack(quota)) - quota
 
     def _on_disk(self, factor: int) -> int:
         usage = self.usage
+        # For want of something else than bytes, such as inodes; and of it some are made free ahead of need, too.
+        refused = min(usage.refused, max(self.bounds.block, usage.used // SLACK_SHARE)) or -_ANY
         if not (wanted := usage.wanted) and usage.min_free is None:
-            return -_ANY
+            return refused
         min_free = usage.min_free or 0
         ahead = max(wanted, factor * self._free_slack(min_free))
-        return min_free + ahead + usage.reserved - self._free()
+        return max(refused, min_free + ahead + usage.reserved - self._free())
 
     def slack(self, quota: int) -> int:
         """Bytes of a quota that are kept free ahead of need."""
         if quota < SMALLEST_WITH_SLACK * self.bounds.block:
             return 0
         return min(quota // SLACK_SHARE, MAX_SLACK)
+
+    def _share(self, quota: int) -> int:
+        """The most of a quota that is granted to one user, unless a block takes more."""
+        return min(MAX_SLICE, quota // (4 * max(1, self.usage.users)))
+
+    def _keep_spare(self, nbytes: int) -> None:
+        if self._spare > nbytes:
+            self.usage.reserve(nbytes - self._spare)
+            self._spare = nbytes
 
     def _free_slack(self, min_free: int) -> int:
         return min(min_free // SLACK_SHARE, MAX_SLACK)
@@ -246,6 +306,10 @@ class Unaccounted(Allowance):
     def __init__(self) -> None:
         self.shed_by_quota = self.shed_by_space = 0
         self.waits = False
+
+    @property
+    def is_bounded(self) -> bool:
+        return False
 
     def take(self, bucket: int, nbytes: int) -> bool:  # noqa: ARG002
         return True

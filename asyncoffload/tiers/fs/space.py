@@ -24,6 +24,7 @@ from asyncoffload.tiers.fs.eviction import Evictor, Place
 from asyncoffload.tiers.fs.format import BlockFormat
 from asyncoffload.tiers.fs.owner import Leftovers, Owner, owner_of
 from asyncoffload.tiers.fs.quota import Allowance, Bounds, Unaccounted, free_bytes
+from asyncoffload.tiers.fs.recency import used_again
 from asyncoffload.tiers.fs.syncing import Durability
 from asyncoffload.tiers.fs.usage import Usage
 from asyncoffload.types import Fate, KVLayout
@@ -127,13 +128,20 @@ class BlockSpace:
         A second call starts over.
 
         Raises:
-            ConfigError: direct I/O is demanded and cannot be had.
+            ConfigError: direct I/O is demanded and cannot be had, the file system is smaller than ``min_free``, or the
+                directory is a symbolic link.
             OSError: the operating system refused.
+            UsageBusyError: somebody has held the account of the root for long.
         """
         self.leave()
         self.directory = os.path.abspath(self.directory)
         self._made_in = _missing_from(self.directory)
         os.makedirs(self.directory, 0o700, exist_ok=True)
+        if os.path.islink(self.directory):
+            raise ConfigError(
+                f"{self.directory} is a symbolic link, and what lies behind it would not count against a quota: give "
+                "root_dir a path on the other file system, or mount that one here"
+            )
         self._departures = Departures(self.root, self.bounds.quota)
         self._open_account()
         self._owner = Owner(self.directory)
@@ -207,12 +215,12 @@ class BlockSpace:
         return [departure for departure in left if departure.directory == own and departure.key == key]
 
     def bound_stats(self) -> dict[str, float]:
-        """``used_bytes`` of the whole root, and with bounds: ``quota_bytes`` (-1: none), ``min_free_bytes`` (-1),
-        ``reserved_bytes``, whether the root is ``counted``; blocks ``shed_by_quota`` and ``shed_by_space``; and what
-        this process removed: ``evicted_files``, ``evicted_bytes``, and among the files ``recycled_files`` and
-        ``quarantined_removed``. Does not block."""
+        """Where the root has bounds, or this process: ``used_bytes`` of all of it, ``quota_bytes`` (-1: none),
+        ``min_free_bytes`` (-1), ``reserved_bytes``, whether the root is ``counted``; blocks ``shed_by_quota`` and
+        ``shed_by_space``; and what this process removed: ``evicted_files``, ``evicted_bytes``, and among the files
+        ``recycled_files`` and ``quarantined_removed``. Does not block."""
         usage, evictor = self._usage, self.evictor
-        if not self.bounds or usage is None or evictor is None:
+        if usage is None or evictor is None or not (self.bounds or usage.is_bounded):
             return {}
         return {
             "used_bytes": usage.used,
@@ -250,8 +258,10 @@ class BlockSpace:
     def touch(self, used: Sequence[tuple[OffloadKey, int]]) -> None:
         """Renew the times of some blocks, nanoseconds since the epoch."""
         for key, when in used:
+            path = self.path(key)
             with suppress(OSError):
-                os.utime(self.path(key), ns=(when, when), follow_symlinks=False)
+                again = used_again(when, os.stat(path, follow_symlinks=False).st_mtime_ns)
+                os.utime(path, ns=(again, again), follow_symlinks=False)
 
     def key_at(self, path: str) -> OffloadKey | None:
         """The block of this space that lies at a path; None when it is none of ours."""
@@ -261,6 +271,7 @@ class BlockSpace:
 
     def _open_account(self) -> None:
         root, self.evictor = self.root, None
+        self.bounds.check(root)
         try:
             self._usage = Usage(
                 root,

@@ -27,7 +27,7 @@ def read_stored_layout(directory: LayoutDirectory) -> KVLayout:
         text = file.read()
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not JSON ({error}): tiers will refuse the directory; move the file away, and the next tier "
             "that opens the directory writes it anew"

@@ -79,6 +79,26 @@ class LayoutSummary:
         kinds = (self.blocks, self.quarantined, self.being_written, self.leftovers, self.strange)
         return sum(kind.disk_bytes for kind in kinds)
 
+    def look(self, now: float, progress: Callable[[], None] = lambda: None) -> None:
+        """Count the files of the directory, of which none was counted yet; an interrupt leaves those that were.
+
+        Args:
+            now: seconds since the epoch.
+            progress: called after each directory of the fan-out.
+
+        Raises:
+            OSError: the operating system refused.
+        """
+        # Owners first: a process that comes later has not written what is taken for a leftover here.
+        self.owners = owners_of(self.directory)
+        self.add(files_beside(self.directory), now)
+        for parent in fan_out_of(self.directory):
+            files = list(files_in(self.directory, parent))
+            if any(file.owner is not None for file in files):
+                self.owners = owners_of(self.directory)
+            self.add(files, now)
+            progress()
+
     def add(self, files: Iterable[FoundFile], now: float) -> None:
         """Count some files; ``now`` is in seconds since the epoch."""
         alive = {owner.name for owner in self.owners if owner.alive}
@@ -101,24 +121,16 @@ class LayoutSummary:
         self.by_age[next((n for n, bound in enumerate(AGES) if age <= bound), len(AGES))].add(file)
 
 
-def summarise(directory: LayoutDirectory, now: float, progress: Callable[[], None] = lambda: None) -> LayoutSummary:
+def summarise(directory: LayoutDirectory, now: float) -> LayoutSummary:
     """Add up the files of a layout's directory. Blocks; costs a system call for each file.
 
     Args:
         directory: the directory.
         now: seconds since the epoch.
-        progress: called after each directory of the fan-out.
 
     Raises:
         OSError: the operating system refused.
     """
-    # Owners first: a process that comes later has not written what is taken for a leftover here.
-    summary = LayoutSummary(directory, owners_of(directory))
-    summary.add(files_beside(directory), now)
-    for parent in fan_out_of(directory):
-        files = list(files_in(directory, parent))
-        if any(file.owner is not None for file in files):
-            summary.owners = owners_of(directory)
-        summary.add(files, now)
-        progress()
+    summary = LayoutSummary(directory)
+    summary.look(now)
     return summary

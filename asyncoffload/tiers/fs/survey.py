@@ -117,6 +117,11 @@ def layout_directories(root: str) -> list[LayoutDirectory]:
     ]
 
 
+def is_layout_name(name: str) -> bool:
+    """Whether the directory of a layout may have this name."""
+    return _LAYOUT.fullmatch(name) is not None
+
+
 def strange_entries(root: str) -> list[str]:
     """Names below a root that no tier makes.
 

@@ -29,6 +29,7 @@ from asyncoffload.tiers.fs.account_file import (
     ADDED,
     BEGUN,
     BOOT,
+    BOUNDED,
     BUCKETS,
     CLEAN,
     COUNTED,
@@ -36,24 +37,25 @@ from asyncoffload.tiers.fs.account_file import (
     FIRST_RECORD,
     FOLDING,
     FOLDS,
-    HOUSEKEEPING,
+    JOIN_SECONDS,
     MAX_PROCESSES,
     MIN_FREE,
     PID,
     QUOTA,
     RECORD,
     RECORDS,
+    REFUSED,
     RESERVED,
     TOKEN,
     UNSURE,
     WANTED,
     WORTH,
-    AccountFile,
     Worth,
     boot_id,
     record_at,
 )
 from asyncoffload.tiers.fs.account_file import UsageBusyError as UsageBusyError
+from asyncoffload.tiers.fs.wants import Wants
 
 ACCOUNT = "usage"
 """The file below a root in which processes keep count of its bytes."""
@@ -68,7 +70,7 @@ class Moment:
     added: int
 
 
-class Usage(AccountFile):
+class Usage(Wants):
     """One user of the file; a process may have several. Methods block, shortly; any thread.
 
     Args:
@@ -77,7 +79,8 @@ class Usage(AccountFile):
         quota, min_free: what this user was told; None for no such bound.
 
     Raises:
-        ConfigError: the file was made by another version and is in use, or has too many users.
+        ConfigError: the file was made by another version, or is damaged, and is in use, or has too many users.
+        UsageBusyError: somebody has held the lock for long.
         OSError: the operating system refused, or has no locks.
     """
 
@@ -91,16 +94,17 @@ class Usage(AccountFile):
     ) -> None:
         super().__init__(os.path.join(root_dir, ACCOUNT))
         try:
-            with self._mutex(seconds=10.0):
+            with self._mutex(JOIN_SECONDS):
                 self._map(is_empty)
                 self._repair()
                 self._fold_dead()
                 alone = not any(True for _ in self._living())
                 self._join(quota, min_free)
+                self._see_bounds()
                 if alone:
                     self._arrive_alone()
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
     # ---- what is known
@@ -114,12 +118,7 @@ class Usage(AccountFile):
     @property
     def reserved(self) -> int:
         """Bytes granted to somebody and not used yet, and what the dead may have left uncounted."""
-        return int(self._records[: self._n_records, RESERVED].sum()) + self._word(UNSURE)
-
-    @property
-    def wanted(self) -> int:
-        """Bytes that somebody asked for in vain."""
-        return int(self._records[: self._n_records, WANTED].sum())
+        return self._sum(RESERVED) + self._word(UNSURE)
 
     @property
     def quota(self) -> int | None:
@@ -130,6 +129,11 @@ class Usage(AccountFile):
     def min_free(self) -> int | None:
         """The largest ``min_free`` that a user was told, in bytes."""
         return self._smallest(MIN_FREE, max)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether any user was told a bound; true for longer than that after an unlucky death. Cheap."""
+        return self._words[BOUNDED] != 0
 
     @property
     def users(self) -> int:
@@ -176,10 +180,9 @@ class Usage(AccountFile):
         """Take bytes, or give them back; to take some, hold :meth:`locked`, and look whether there are any."""
         self._add(self._mine + RESERVED, nbytes)
 
-    def want(self, nbytes: int) -> None:
-        """Let the housekeeping know how many bytes are missing; 0 when none are."""
-        if self._word(self._mine + WANTED) != nbytes:
-            self._put(self._mine + WANTED, nbytes)
+    def reserved_within(self, share: int) -> int:
+        """As :attr:`reserved`, but of each user so many bytes at most."""
+        return int(self._records[: self._n_records, RESERVED].clip(max=share).sum()) + self._word(UNSURE)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -229,11 +232,7 @@ class Usage(AccountFile):
                 self._put(UNSURE, 0)
             return True
 
-    # ---- housekeeping
-
-    def take_housekeeping(self) -> bool:
-        """Become the one who keeps house, unless somebody is."""
-        return self._locks.take(HOUSEKEEPING)
+    # ---- leaving
 
     def leave(self) -> None:
         """Enter what this user has added into what was counted, and go; idempotent.
@@ -262,11 +261,14 @@ class Usage(AccountFile):
             at = record_at(slot)
             os.posix_fallocate(self._fd, 8 * at, 8 * RECORD)
             for index in np.flatnonzero(self._records[slot]).tolist():
-                self._put(at + index, 0)
+                if index != REFUSED:  # it only grows, whoever has the record
+                    self._put(at + index, 0)
             self._put(at + QUOTA, -1 if quota is None else quota)
             self._put(at + MIN_FREE, -1 if min_free is None else min_free)
             self._put(at + PID, os.getpid())
             self._put(RECORDS, max(slot + 1, self._n_records))
+            if quota is not None or min_free is not None:
+                self._put(BOUNDED, 1)
             self._put(at + TOKEN, secrets.randbits(62) | 1)
             self._slot, self._mine = slot, at
             return
@@ -279,6 +281,7 @@ class Usage(AccountFile):
             for bucket in range(BUCKETS):
                 if self._worth[bucket] > worth:
                     self._put(WORTH + bucket, worth)
+        self.meet()
         was_clean = self._word(CLEAN)
         self._put(BOOT, boot_id())
         self._put(CLEAN, 0)
@@ -317,6 +320,7 @@ class Usage(AccountFile):
         self._put(FOLDS, self._word(FOLDS) + 1)
         self._clear(at)
         self._put(FOLDING, 0)
+        self._see_bounds()
 
     def _repair(self) -> None:
         """Finish what somebody died over while it had the lock."""
@@ -329,6 +333,10 @@ class Usage(AccountFile):
         self._put(UNSURE, self._word(UNSURE) + self._word(at + RESERVED))
         self._clear(at)
         self._put(FOLDING, 0)
+        self._see_bounds()
+
+    def _see_bounds(self) -> None:
+        self._put(BOUNDED, int(self.quota is not None or self.min_free is not None))
 
     def _doubt(self, bucket: int) -> None:
         if self._worth[bucket] == Worth.EXACT:

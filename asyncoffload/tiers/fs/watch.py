@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from asyncoffload.aio.io_threads import IOThreads
 from asyncoffload.errors import TransferTimeout
@@ -14,6 +15,8 @@ from asyncoffload.tiers.fs.breaker import Breaker
 from asyncoffload.tiers.fs.jobs import RunningJobs
 from asyncoffload.tiers.fs.syncing import SyncGroups
 from asyncoffload.types import KeyOutcome, Status
+
+T = TypeVar("T")
 
 logger = logging.getLogger("asyncoffload.tiers.fs")
 
@@ -63,6 +66,8 @@ class Watch:
         self._threads = IOThreads(1, name=f"asyncoffload-{tier}-probe")
         self._timer: asyncio.TimerHandle | None = None
         self._probing: asyncio.Task[None] | None = None
+        self._others_lack_threads: list[Callable[[], bool]] = []
+        self._stopped = False
         self._answers = asyncio.Event()
         self._answers.set()
 
@@ -70,6 +75,10 @@ class Watch:
     def is_paused(self) -> bool:
         """Whether the file system is left alone."""
         return self.breaker.is_open
+
+    def stays_paused_while(self, lacks_threads: Callable[[], bool]) -> None:
+        """Others make calls, too: whether more of those hang than there are threads to replace."""
+        self._others_lack_threads.append(lacks_threads)
 
     def refusal(self, key: OffloadKey) -> KeyOutcome:
         """What becomes of a block that is to be loaded meanwhile."""
@@ -88,11 +97,33 @@ class Watch:
     def call_hung(self, what: str) -> None:
         """A call did not come back in time: pause, and drop what waits for a thread."""
         self.hung += 1
-        if self.breaker.trip():
+        if not self._stopped and self.breaker.trip():
             logger.warning("tier %s pauses: %s; it answers misses until the file system answers", self._tier, what)
             self._answers.clear()
             self._jobs.break_off(self.refusal)
             self._probing = asyncio.create_task(self._probe_until_it_answers(), name=f"{self._tier}: probes")
+
+    async def end_of(self, work: asyncio.Future[T], what: str, steps: Callable[[], object]) -> T:
+        """Wait for work that may take long, and say so if a call in it hangs: nobody else waits for it.
+
+        Args:
+            work: many calls, in a thread.
+            what: what they are for.
+            steps: something else after each call.
+
+        Cancellation: leaves the work to itself.
+        """
+        hangs = False
+        while not work.done():
+            before, asked = steps(), self._clock()
+            await asyncio.wait([work], timeout=self._timeout)
+            if self._timeout is None or hangs or work.done() or steps() != before:
+                continue
+            # Whatever kept the loop from coming back may have kept the thread from getting on.
+            if self._clock() - asked <= 2 * self._timeout:
+                hangs = True
+                self.call_hung(f"{what} has not got on for {self._timeout:g} seconds")
+        return work.result()
 
     async def answers(self) -> None:
         """Wait until the file system answers. Cancellation: leaves at once."""
@@ -100,6 +131,7 @@ class Watch:
 
     def stop(self) -> None:
         """Look after nothing any more."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -123,13 +155,27 @@ class Watch:
         if self._syncs is not None and self._syncs.give_up(timeout, self._timed_out("sync")):
             self.call_hung(f"stored blocks have not been synced within {timeout:g} seconds")
 
+    def _lacks_threads(self) -> bool:
+        """Whether what is asked now would wait for a thread that hangs, and nobody would be told."""
+        assert self._timeout is not None
+        return self._jobs.lacks_threads(self._timeout) or any(lacks() for lacks in self._others_lack_threads)
+
     async def _probe_until_it_answers(self) -> None:
         assert self._timeout is not None
+        was_told = False
         while self.breaker.is_open:
             await asyncio.sleep(min(PROBE_SECONDS, self._timeout))
             began = self._clock()
             with suppress(OSError):  # an error is an answer
                 await asyncio.get_running_loop().run_in_executor(self._threads, self._probe)
-            self.breaker.probed(self._clock() - began <= self._timeout)
+            in_time, lacking = self._clock() - began <= self._timeout, self._lacks_threads()
+            self.breaker.probed(in_time and not lacking)
+            if in_time and lacking and not was_told:
+                was_told = True
+                logger.warning(
+                    "tier %s stays paused: its file system answers, but of the earlier calls more hang than there are "
+                    "threads to replace theirs; it goes on when some return, or after a restart",
+                    self._tier,
+                )
         logger.warning("tier %s goes on: its file system answers", self._tier)
         self._answers.set()

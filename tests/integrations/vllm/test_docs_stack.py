@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+from asyncoffload.config import FileSystemTierSettings
 from asyncoffload.integrations.vllm.options import StackOptions
 from tests.integrations.vllm.test_docs import CONFIGURATIONS, PAGE, _default
 
@@ -21,6 +23,12 @@ def stack_table() -> list[str]:
 
 def test_each_key_of_the_stack_has_its_row() -> None:
     assert "\n".join(stack_table()) in PAGE
+
+
+def test_each_key_of_a_file_tier_behind_the_stack_is_named() -> None:
+    (paragraph,) = (text for text in PAGE.split("\n\n") if "the keys of an entry of `secondary_tiers`" in text)
+    keys = FileSystemTierSettings.model_fields.keys() - {"type"}
+    assert set(re.findall(r"`(\w+)`", paragraph)) == keys | {"secondary_tiers", "FileSystemTier"}
 
 
 def test_its_configurations_are_valid() -> None:

@@ -28,6 +28,7 @@ def test_a_whole_configuration_as_json_gives_it() -> None:
     assert options.cpu_bytes_to_use == 8 << 30
     stack = options.stack()
     assert (stack.policy, stack.store_threshold) == ("arc", 2)
+    assert stack.journal_blocks == 0, "nobody in an engine can ask for an explanation"
     assert isinstance(stack.tiers[0], FileSystemTierSettings)
     assert stack.tiers[0].root_dir == Path("/kv")
 

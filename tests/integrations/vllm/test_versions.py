@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from asyncoffload.errors import ConfigError
+import asyncoffload.integrations.vllm as plugins
+from asyncoffload.errors import ConfigError, MissingDependency
 from asyncoffload.integrations.vllm.versions import TESTED, check_vllm
 
 WITHOUT_VLLM = """
@@ -18,7 +19,16 @@ sys.modules["vllm"] = None
 import asyncoffload.integrations.vllm as plugins
 assert "torch" not in sys.modules
 print(dir(plugins).count("FileSystemTier"))
-plugins.FileSystemTier
+"""
+
+EACH_MODULE = """
+from importlib import import_module
+from pkgutil import iter_modules
+for module in iter_modules(plugins.__path__, f"{plugins.__name__}."):
+    try:
+        import_module(module.name)
+    except ImportError as error:
+        print(type(error).__name__, str(error).partition(" (")[0])
 """
 
 
@@ -55,18 +65,25 @@ def test_other_releases_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, ver
 
 def test_a_missing_or_broken_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ConfigError, match=f"cannot be imported.*{TESTED[0]}"):
+    with pytest.raises(MissingDependency, match=f"cannot be imported.*{TESTED[0]}") as refusal:
         check_vllm()
+    assert isinstance(refusal.value, ImportError)
 
 
-def test_importing_without_vllm_is_fine_and_using_is_a_clear_error() -> None:
-    outcome = subprocess.run([sys.executable, "-c", WITHOUT_VLLM], capture_output=True, text=True, timeout=100)
+@pytest.mark.parametrize("name", plugins.__all__)
+def test_importing_without_vllm_is_fine_and_using_is_a_clear_error(name: str) -> None:
+    script = f"{WITHOUT_VLLM}from asyncoffload.integrations.vllm import {name}"
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert outcome.stdout == "1\n"
-    assert "ConfigError: vLLM cannot be imported" in outcome.stderr
+    assert "MissingDependency: vLLM cannot be imported" in outcome.stderr
+
+
+def test_no_module_fails_otherwise_without_vllm() -> None:
+    script = WITHOUT_VLLM + EACH_MODULE
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=True)
+    assert set(outcome.stdout.splitlines()) == {"1", "MissingDependency vLLM cannot be imported"}
 
 
 def test_other_names_are_not_there() -> None:
-    import asyncoffload.integrations.vllm as plugins
-
     with pytest.raises(AttributeError, match="FileSystemTier"):
         plugins.FileSystemTeir  # noqa: B018

@@ -36,15 +36,15 @@ class SharingProcess:
 
     Args:
         root: shared by all.
-        quota: bytes.
+        quota: bytes; None for no bound.
         name: decides the keys.
     """
 
-    def __init__(self, root: Path, quota: int, name: str) -> None:
+    def __init__(self, root: Path, quota: int | None, name: str) -> None:
         self.name = name
         self.stored: list[OffloadKey] = []
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(root), str(quota), name],
+            [sys.executable, __file__, str(root), str(quota or 0), name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -85,7 +85,7 @@ class SharingProcess:
         self.stored += [keys[int(index)] for index in done]
 
 
-async def store_until_killed(root: Path, quota: int, name: str) -> None:
+async def store_until_killed(root: Path, quota: int | None, name: str) -> None:
     """What such a process does; it prints the number of each batch and which of its blocks were stored."""
     slots, numbers, chance = Slots(LAYOUT, 4 * BATCH), iter(range(sys.maxsize)), random.Random(name)
     mine: list[OffloadKey] = []
@@ -122,4 +122,4 @@ async def store_until_killed(root: Path, quota: int, name: str) -> None:
 
 if __name__ == "__main__":
     sys.stdin.readline()
-    asyncio.run(store_until_killed(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+    asyncio.run(store_until_killed(Path(sys.argv[1]), int(sys.argv[2]) or None, sys.argv[3]))

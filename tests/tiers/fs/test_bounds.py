@@ -16,7 +16,9 @@ import pytest
 from asyncoffload.core.layout import block_path, directory_name
 from asyncoffload.errors import ConfigError
 from asyncoffload.keys import OffloadKey
+from asyncoffload.testing import FaultyDisk
 from asyncoffload.testing.slots import Slots, some_keys
+from asyncoffload.tiers.fs.collecting import Collection
 from asyncoffload.tiers.fs.counting import Census
 from asyncoffload.tiers.fs.format import file_bytes
 from asyncoffload.tiers.fs.manager import FileSystemTierManager
@@ -155,23 +157,53 @@ async def test_a_block_that_a_neighbour_used_stays(tmp_path: Path) -> None:
 
 async def test_a_block_is_renewed_once_a_minute(tmp_path: Path) -> None:
     slots, keys = Slots(LAYOUT, 4), some_keys(LAYOUT, 4)
-    seconds, nanoseconds = 0.0, 10**18
-    async with make_tier(tmp_path, slots, clock=lambda: seconds, now=lambda: nanoseconds) as tier:
+    begin = 16_666_666 * AT_ONCE_NS
+    nanoseconds = begin + 10**9
+    async with make_tier(tmp_path, slots, now=lambda: nanoseconds) as tier:
 
         def times() -> list[int]:
             return [file_of(tmp_path, key).stat().st_mtime_ns for key in keys]
 
         await tier.store(slots.store_job(keys))
-        assert times() == [10**18 - 1000 * place for place in range(4)]
-        nanoseconds += 10**9
+        assert times() == [begin - 1000 * place for place in range(4)]
+        nanoseconds = begin + AT_ONCE_NS - 1
         await tier.load(slots.load_job(keys))
         await tier.touch(keys)
-        assert times() == [10**18 - 1000 * place for place in range(4)]
-        seconds, nanoseconds = 61.0, 10**18 + 60 * 10**9
+        assert times() == [begin - 1000 * place for place in range(4)]
+        nanoseconds = later = begin + AT_ONCE_NS
         await tier.load(slots.load_job(keys[:2]))
-        assert times() == [nanoseconds, nanoseconds - 1000, 10**18 - 2000, 10**18 - 3000]
+        assert times() == [later, later - 1000, begin - 2000, begin - 3000]
         await tier.touch(keys)
-        assert times() == [nanoseconds - 1000 * place for place in range(4)]
+        assert times() == [later - 1000 * place for place in range(4)]
+
+
+async def test_a_prompt_keeps_its_order_however_it_is_used(tmp_path: Path) -> None:
+    slots, keys = Slots(LAYOUT, 16), some_keys(LAYOUT, 16)
+    begin = 16_666_666 * AT_ONCE_NS
+    nanoseconds = begin
+    async with make_tier(tmp_path, slots, now=lambda: nanoseconds) as tier:
+
+        def depths(count: int) -> list[float]:
+            return [(nanoseconds // AT_ONCE_NS * AT_ONCE_NS - when) / 1000 for when in times(count)]
+
+        def times(count: int) -> list[int]:
+            return [file_of(tmp_path, key).stat().st_mtime_ns for key in keys[:count]]
+
+        async def store(first: int, last: int) -> None:
+            job = slots.store_job(keys[first:last])
+            job.depths = range(first, last)
+            await tier.store(job)
+
+        await store(0, 8)
+        nanoseconds += AT_ONCE_NS - 1  # its beginning has not been renewed when its end comes
+        await tier.load(slots.load_job(keys[:8]))
+        await store(8, 16)
+        assert depths(16) == list(range(16))
+        nanoseconds += AT_ONCE_NS
+        await tier.touch(keys[:4])  # nobody says how deep the parts lie
+        await tier.touch(keys[4:12])
+        await tier.load(slots.load_job(keys[12:]))
+        assert depths(16) == list(range(16))
 
 
 async def test_a_quota_of_one_block(tmp_path: Path) -> None:
@@ -279,7 +311,7 @@ async def test_everything_below_the_root_counts_and_is_collected(tmp_path: Path)
     async with make_tier(tmp_path, slots, 14 * BLOCK) as tier:
         await until(lambda: bytes_below(tmp_path) == 14 * BLOCK)
         assert not any(find(tmp_path, "*.bad"))
-        assert not strange.exists()
+        assert strange.exists()
         assert tier.stats()["quarantined_removed"] == 3
         await store_all(tier, slots, some_keys(LAYOUT, 13, "more"))
         assert not any(find(tmp_path / directory_name(other), "*.bin"))
@@ -379,6 +411,84 @@ async def test_the_account_is_made_anew_where_it_was_removed(tmp_path: Path) -> 
             await asyncio.sleep(0.01)
         await store_all(tier, slots, some_keys(LAYOUT, 16, "more"))
         await until(lambda: tier.stats()["used_bytes"] == bytes_below(tmp_path) == 32 * BLOCK)
+
+
+async def test_what_is_under_way_ends_in_the_account_where_it_began(tmp_path: Path) -> None:
+    slots, keys, disk = Slots(LAYOUT, 16), some_keys(LAYOUT, 8), FaultyDisk()
+    async with make_tier(tmp_path, slots, 40 * BLOCK, make_files=disk.make_files) as tier:
+        for number in range(4):  # so that files are recycled
+            await store_all(tier, slots, some_keys(LAYOUT, 16, number))
+        writes = disk.gates["write"].shut()
+        storing = asyncio.create_task(tier.store(slots.store_job(keys)))
+        await writes.reached()
+        (tmp_path / "usage").unlink()
+        await until(lambda: not tier._residence.is_open)
+        looking = asyncio.create_task(tier.lookup(keys))
+        await asyncio.sleep(0)
+        assert not (tmp_path / "usage").exists()
+        writes.open()
+        assert Status.FAILED not in statuses(await storing)
+        await looking
+        assert (tmp_path / "usage").exists()
+        await until(lambda: bool(tier.stats()["counted"]))
+        await until(lambda: tier.stats()["used_bytes"] == bytes_below(tmp_path))
+        assert not any(find(tmp_path, "*.tmp"))
+
+
+async def test_what_a_neighbour_evicts_leaves_the_index(tmp_path: Path) -> None:
+    slots, theirs, keys = Slots(LAYOUT, 16), Slots(LAYOUT, 16), some_keys(LAYOUT, 100)
+    async with make_tier(tmp_path, slots, 40 * BLOCK) as keeper:
+        await until(lambda: bool(keeper.stats()["counted"]))
+        async with make_tier(tmp_path, theirs, 40 * BLOCK) as tier:
+            await store_all(tier, theirs, keys)
+            here = {key for key in keys if file_of(tmp_path, key).exists()}
+            assert len(here) <= 40
+            await until(lambda: {key for key in keys if tier.hint(key)} == here)
+            assert tier.stats()["bytes"] == len(here) * BLOCK
+            removed = [key for event in tier.take_events() if event.removed for key in event.keys]
+            assert sorted(removed) == sorted(set(keys) - here)
+
+
+async def test_what_gc_removes_leaves_the_index_of_a_tier_without_bounds(tmp_path: Path) -> None:
+    slots, keys = Slots(LAYOUT, 16), some_keys(LAYOUT, 16)
+
+    def collect() -> None:
+        collection = Collection(str(tmp_path), now=time.time(), quota=4 * BLOCK)
+        collection.plan()
+        usage = Usage(str(tmp_path))
+        collection.carry_out(usage)
+        usage.leave()
+
+    async with make_tier(tmp_path, slots) as tier:
+        await store_all(tier, slots, keys)
+        await asyncio.get_running_loop().run_in_executor(None, collect)
+        await until(lambda: sum(map(tier.hint, keys)) == 4)
+        removed = [key for event in tier.take_events() if event.removed for key in event.keys]
+        assert sorted(removed) == sorted(key for key in keys if not file_of(tmp_path, key).exists())
+
+
+async def test_where_the_journal_may_lack_something_the_directory_is_looked_through(tmp_path: Path) -> None:
+    slots, keys = Slots(LAYOUT, 16), some_keys(LAYOUT, 16)
+    (tmp_path / "departures").write_bytes(b"\n" * 100)
+    async with make_tier(tmp_path, slots) as tier:
+        await store_all(tier, slots, keys)
+        await tier.scanned()
+        for key in keys[:5]:
+            file_of(tmp_path, key).unlink()  # without a word
+        assert all(map(tier.hint, keys))
+        os.truncate(tmp_path / "departures", 0)
+        await until(lambda: [key for key in keys if tier.hint(key)] == keys[5:])
+
+
+async def test_a_store_sees_that_a_block_is_gone(tmp_path: Path) -> None:
+    slots, keys = Slots(LAYOUT, 16), some_keys(LAYOUT, 16)
+    async with make_tier(tmp_path, slots) as tier:
+        await store_all(tier, slots, keys)
+        for key in keys[:5]:
+            file_of(tmp_path, key).unlink()
+        assert (await tier.store(slots.store_job(keys))).success
+        assert all(file_of(tmp_path, key).exists() for key in keys)
+        assert tier.stats()["store_done"] == 21
 
 
 async def test_a_job_is_cut_where_the_room_ends(tmp_path: Path) -> None:

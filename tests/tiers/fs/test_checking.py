@@ -105,6 +105,14 @@ def test_one_that_was_replaced_by_a_good_one_is_not_set_aside(tmp_path: Path) ->
     assert path.read_bytes() == good
 
 
+def test_one_that_keeps_its_name_was_not_set_aside(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    os.truncate(path, 100)
+    (tmp_path / "block.bad" / "in the way").mkdir(parents=True)
+    verdict = checker(tmp_path).check(str(path), KEY, set_aside=True)
+    assert (verdict.state, verdict.set_aside, path.exists()) == (State.BAD, False, True)
+
+
 def test_a_transfer_that_direct_io_refuses_is_done_without(tmp_path: Path) -> None:
     def preadv(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
         if judge._files.direct:

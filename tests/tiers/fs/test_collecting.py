@@ -23,14 +23,17 @@ USED, UNUSED = "aa" * 16 + "_r0", "bb" * 16 + "_r0"
 blocks = st.lists(st.tuples(st.booleans(), st.integers(0, 30_000), st.integers(0, 50)), max_size=30)
 """Whether its layout is used, its bytes, and how many days ago it was used."""
 
+alike = st.lists(st.tuples(st.booleans(), st.integers(0, 2)), min_size=1, max_size=30)
+"""Whether its layout is used, and how many days ago it was used, for blocks of one size."""
 
-def lay_out(root: str, wanted: Sequence[tuple[bool, int, int]]) -> None:
+
+def lay_out(root: str, wanted: Sequence[tuple[bool, int, int]], apart: int = 1) -> None:
     for number, (used, nbytes, days) in enumerate(wanted):
         path = Path(block_path(os.path.join(root, USED if used else UNUSED), make_key(number.to_bytes(4, "big") * 4)))
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             file.truncate(nbytes)
-        last_used = int((NOW - days * 86400) * 1e9) + number  # no two at the same moment
+        last_used = int((NOW - days * 86400) * 1e9) + number * apart
         os.utime(path, ns=(last_used, last_used))
 
 
@@ -76,3 +79,29 @@ def test_the_least_that_is_enough_goes(
         stay.remove(min(stay))
     assert after == stay
     assert removed.counted_bytes == planned == sum(b[2] for b in before) - sum(b[2] for b in after)
+
+
+@settings(max_examples=60, deadline=None)
+@given(wanted=alike, quota=st.integers(0, 31), older_than=st.none() | st.integers(0, 2))
+def test_of_blocks_that_were_used_at_once_only_as_many_go_as_must(
+    wanted: list[tuple[bool, int]], quota: int, older_than: int | None
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        lay_out(root, [(used, 1000, days) for used, days in wanted], apart=0)
+        before = sorted(left(root))
+        seconds = None if older_than is None else older_than * 86400.0
+        collection = Collection(root, now=NOW, quota=1000 * quota, older_than=seconds)
+        collection.plan()
+        planned = sum(layout.removal.counted_bytes for layout in collection.layouts)
+        usage = Usage(root)
+        try:
+            removed = collection.carry_out(usage)
+        finally:
+            usage.leave()
+        after = sorted(left(root))
+
+    old_ns = -1 if seconds is None else int((NOW - seconds) * 1e9)
+    stay = [block for block in before if block[1] > old_ns]
+    times = sorted(when for _, when, _ in stay)[max(0, len(stay) - quota) :]
+    assert sorted(when for _, when, _ in after) == times
+    assert removed.counted_bytes == planned == 1000 * (len(before) - len(after))

@@ -15,7 +15,7 @@ import pytest
 
 from asyncoffload.core.layout import block_path, directory_name
 from asyncoffload.errors import ConfigError, TierIOError
-from asyncoffload.keys import OffloadKey
+from asyncoffload.keys import OffloadKey, group_of
 from asyncoffload.testing import FaultyDisk, Refused, Slots, small_layout, some_keys
 from asyncoffload.testing.faulty_disk import DiskCall
 from asyncoffload.tiers.fs.blockfile import BlockFiles, make_block_files
@@ -239,6 +239,22 @@ async def test_a_block_that_is_there_is_made_durable_too(tmp_path: Path) -> None
         file_of(tmp_path, key).unlink()
         assert statuses(await tier.store(slots.store_job([key]))) == [Status.DONE]
         assert file_of(tmp_path, key).exists()
+
+
+async def test_a_block_that_is_there_and_torn_is_written_anew(tmp_path: Path) -> None:
+    slots, keys = Slots(LAYOUT, 4), [key for key in KEYS if not group_of(key)][:4]
+    async with make_tier(tmp_path, slots, durability="none") as earlier:
+        assert (await earlier.store(slots.store_job(keys))).success
+    os.truncate(file_of(tmp_path, keys[0]), 0)
+    for key, place in ((keys[1], 0), (keys[2], 4096)):
+        with file_of(tmp_path, key).open("r+b") as file:
+            file.seek(place)
+            file.write(bytes(1024))
+    async with make_tier(tmp_path, slots) as tier:
+        await tier.scanned()
+        assert statuses(await tier.store(slots.store_job(keys))) == [Status.DONE] * 4
+        assert statuses(await tier.load(slots.load_job(keys))) == [Status.DONE] * 4
+        assert {path.stat().st_size for path in files_below(tmp_path)} == {file_bytes(LAYOUT.group_bytes(0))}
 
 
 async def test_a_cancelled_store_is_settled_before_it_ends(tmp_path: Path) -> None:

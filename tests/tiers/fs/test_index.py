@@ -51,6 +51,31 @@ def test_clear_forgets_misses_too() -> None:
     assert index.unknown([A, B], now=10.0) == [A, B]
 
 
+def test_a_look_at_the_disk_knows_what_came_and_left_meanwhile() -> None:
+    index = make_index()
+    index.add([B])
+    with index.look() as look, index.look() as other:
+        index.add([A])
+        index.remove([C])
+        look.found([B, C])
+        assert look.missed([A, B]) == [B]
+        assert other.left == {B, C}
+    assert A in index
+    assert C not in index
+    with index.look() as look:
+        look.found([C])
+    assert C in index
+    assert index.known(b"a"[0]) == [A]
+    assert index.known(b"b"[0]) == []
+
+
+def test_what_a_look_found_does_not_count_as_having_come() -> None:
+    index = make_index()
+    with index.look() as earlier, index.look() as later:
+        earlier.found([A])
+        assert later.missed([A]) == [A]
+
+
 def test_misses_are_bounded() -> None:
     index = make_index()
     keys = [make_key(number.to_bytes(4, "big")) for number in range(index_module.MAX_MISSES + 5)]

@@ -100,6 +100,28 @@ async def test_a_scan_makes_the_index_know(tmp_path: Path) -> None:
         assert "probed" not in tier.stats()
 
 
+async def test_a_scan_passes_over_what_cannot_be_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    slots, keys = Slots(LAYOUT, 16), some_keys(LAYOUT, 16)
+    async with make_tier(tmp_path, slots) as tier:
+        await tier.store(slots.store_job(keys))
+        hidden = os.path.basename(os.path.dirname(tier._space.path(keys[3])))
+    tier = make_tier(tmp_path, slots)
+    look_through = tier._space.look_through
+
+    def failing(parent: str) -> list[OffloadKey]:
+        if parent == hidden:
+            raise OSError(5, "Input/output error", parent)
+        return look_through(parent)
+
+    tier._space.look_through = failing  # type: ignore[method-assign]
+    async with tier:
+        await tier.scanned()
+        seen = [key for key in keys if os.path.basename(os.path.dirname(tier._space.path(key))) != hidden]
+        assert [key for key in keys if tier.hint(key)] == seen
+        assert f"passes over [Errno 5] Input/output error: '{hidden}'" in caplog.text
+        assert list(await tier.lookup(keys)) == [HIT] * 16
+
+
 async def test_misses_are_believed_briefly(tmp_path: Path) -> None:
     now = 0.0
     slots, keys = Slots(LAYOUT, 4), some_keys(LAYOUT, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -13,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from asyncoffload.core.layout import directory_name
-from asyncoffload.errors import ConfigError
+from asyncoffload.errors import ConfigError, TierUnavailable
 from asyncoffload.testing.slots import Slots, small_layout, some_keys
+from asyncoffload.tiers.fs import usage as usage_module
 from asyncoffload.tiers.fs.directio import file_system_takes_direct_io, slots_are_aligned
 from asyncoffload.tiers.fs.manager import FileSystemTierManager
 from asyncoffload.tiers.fs.space import DirectIO
+from asyncoffload.tiers.fs.usage import Usage
 from asyncoffload.types import LookupResult
 
 LAYOUT = small_layout()
@@ -68,6 +71,31 @@ async def test_layouts_and_ranks_do_not_meet(tmp_path: Path) -> None:
             assert list(await tier.lookup(keys)) == [LookupResult.MISS] * 4
 
 
+@pytest.mark.parametrize("quota", [None, 1 << 20])
+async def test_an_account_that_somebody_keeps_locked_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: int | None
+) -> None:
+    monkeypatch.setattr(usage_module, "JOIN_SECONDS", 0.0)
+    slots = Slots(LAYOUT, 4)
+    holder = await asyncio.to_thread(Usage, str(tmp_path), is_empty=lambda: True)
+    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, quota=quota)
+    with holder.locked(), pytest.raises(TierUnavailable, match="held the account of the root for long: see whether"):
+        await tier.start()
+    await tier.start()
+    await tier.aclose()
+    await asyncio.to_thread(holder.leave)
+
+
+async def test_what_can_never_be_left_free_is_refused(tmp_path: Path) -> None:
+    space, slots = os.statvfs(tmp_path), Slots(LAYOUT, 4)
+    disk = space.f_blocks * space.f_frsize
+    tier = FileSystemTierManager(LAYOUT, slots.view, "fs", tmp_path, 2, 2, min_free=disk)
+    with pytest.raises(ConfigError, match=f"min_free = {disk} bytes leaves no room .*: give the tier a smaller"):
+        await tier.start()
+    await tier.aclose()
+    assert not (tmp_path / "usage").exists()
+
+
 @pytest.mark.parametrize("root", ["file", "file/below"])
 async def test_a_root_that_is_no_directory_is_a_config_error(tmp_path: Path, root: str) -> None:
     (tmp_path / "file").touch()
@@ -77,6 +105,21 @@ async def test_a_root_that_is_no_directory_is_a_config_error(tmp_path: Path, roo
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+async def test_a_directory_behind_a_link_is_refused(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / directory_name(LAYOUT)).symlink_to(elsewhere)
+    tier = make_tier(tmp_path, Slots(LAYOUT, 4))
+    with pytest.raises(ConfigError, match="is a symbolic link"):
+        await tier.start()
+    await tier.aclose()
+    assert not any(elsewhere.iterdir())
+    root = tmp_path / "root"
+    root.symlink_to(elsewhere)  # a link that leads to the root hides nothing
+    async with make_tier(root, Slots(LAYOUT, 4)):
+        assert (elsewhere / "usage").exists()
+
+
 def test_a_root_without_permission_is_a_config_error(tmp_path: Path) -> None:
     code = f"""
 import asyncio, os

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -12,8 +14,7 @@ from asyncoffload.tiers.fs.owner import OWNERS, Leftovers, Owner, owner_of
 
 def die(owner: Owner) -> None:
     """What a kill leaves of an owner: its file, without the lock."""
-    os.close(owner._fd)
-    owner._fd = -1
+    owner._file.close()
 
 
 def temporary_of(owner: Owner, directory: Path) -> Path:
@@ -66,6 +67,30 @@ def test_a_leftover_that_a_neighbour_collected_is_no_trouble(tmp_path: Path) -> 
     leftovers.remove_if_dead(str(tmp_path / "gone.tmp"), "0123456789abcdef")
     leftovers.forget_dead_owners()
     assert leftovers.removed == 0
+
+
+def test_a_full_disk_keeps_no_owner_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, text: bytes) -> int:  # noqa: ARG001
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    owner = Owner(str(tmp_path))
+    monkeypatch.undo()
+    assert os.listdir(tmp_path / OWNERS) == [owner.name]
+    owner.leave()
+
+
+def test_an_owner_that_cannot_be_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(fd: int, operation: int) -> None:  # noqa: ARG001
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    Owner(str(tmp_path)).leave()
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match="No locks available"):
+        Owner(str(tmp_path))
+    assert os.listdir(tmp_path / OWNERS) == []
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_leaving_twice_is_leaving_once(tmp_path: Path) -> None:

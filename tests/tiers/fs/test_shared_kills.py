@@ -12,7 +12,9 @@ import pytest
 
 from asyncoffload.keys import OffloadKey
 from asyncoffload.testing.slots import Slots
+from asyncoffload.tiers.fs.counting import has_files
 from asyncoffload.tiers.fs.manager import FileSystemTierManager
+from asyncoffload.tiers.fs.usage import Usage
 from asyncoffload.types import Status
 from tests.tiers.fs import sharing_processes as sharing
 
@@ -40,12 +42,14 @@ def test_kills(tmp_path: Path, blocks: int) -> None:
     try:
         for number in range(1, KILLS // PROCESSES + 1):
             running, upcoming = upcoming, start(tmp_path, quota, number)
+            bounds = Usage(str(tmp_path), is_empty=lambda: not has_files(str(tmp_path)), quota=quota)
             for process in running:
                 process.begin()
             for process in chance.sample(running, PROCESSES):
                 process.wait_for_batches(chance.randrange(1, 4))
                 assert bytes_below(tmp_path) <= quota
                 process.kill()
+            bounds.leave()
             hits += any(tmp_path.rglob("*.tmp"))
             stored = [key for process in running for key in process.stored]
             asyncio.run(check(tmp_path, quota, stored, may_miss=blocks == 100))
@@ -65,8 +69,8 @@ def remove_blocks(root: Path) -> None:
 
 
 def start(root: Path, quota: int, number: int) -> list[sharing.SharingProcess]:
-    """The processes of a round, getting ready."""
-    return [sharing.SharingProcess(root, quota, f"{number}.{index}") for index in range(PROCESSES)]
+    """The processes of a round, getting ready; one of them has no bounds."""
+    return [sharing.SharingProcess(root, quota if index else None, f"{number}.{index}") for index in range(PROCESSES)]
 
 
 async def counted_bytes(tier: FileSystemTierManager, root: Path) -> int:

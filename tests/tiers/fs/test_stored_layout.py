@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from asyncoffload.core.layout import directory_name
 from asyncoffload.errors import ConfigError
-from asyncoffload.tiers.fs.config_file import config_of
+from asyncoffload.tiers.fs.config_file import agree_on_config, config_of
 from asyncoffload.tiers.fs.stored_layout import read_stored_layout
 from asyncoffload.tiers.fs.survey import LayoutDirectory, layout_directories
 from asyncoffload.types import KVGroup, KVLayout
@@ -70,3 +72,18 @@ def test_a_directory_without_config(tmp_path: Path) -> None:
     (Path(directory.path) / "config.json").unlink()
     with pytest.raises(FileNotFoundError):
         read_stored_layout(directory)
+
+
+def test_one_that_is_nested_too_deeply_to_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not JSON"):
+        read_stored_layout(placed(tmp_path, LAYOUT, "[" * 100_000))
+
+
+def _placed_file(root: Path) -> Path:
+    return Path(placed(root, LAYOUT, "[" * 100_000).path) / "config.json"
+
+
+async def test_a_tier_refuses_such_a_one(tmp_path: Path) -> None:
+    path = str(await asyncio.to_thread(_placed_file, tmp_path))
+    with ThreadPoolExecutor(1) as threads, pytest.raises(ConfigError, match="describes other blocks"):
+        await agree_on_config(path, config_of(LAYOUT), f"{path}.tmp", threads)

@@ -156,6 +156,26 @@ async def test_other_threads_do_the_work_of_those_that_hang(tmp_path: Path) -> N
 
 
 @pytest.mark.virtual_time
+async def test_a_block_of_which_two_calls_hang_is_refused_until_both_return(tmp_path: Path) -> None:
+    slots, keys, disk = Slots(LAYOUT, 8), some_keys(LAYOUT, 1), disk_in_virtual_time()
+    async with opened(tmp_path, slots, disk) as tier:
+        await tier.store(slots.store_job(keys))
+        gate = disk.gates["open"].shut()
+        loads = [asyncio.create_task(tier.load(slots.load_job(keys, at))) for at in (1, 2)]
+        await eventually(lambda: tier.stats()["hung_calls"] == 2)
+        assert tier.stats()["hanging_calls"] == 2
+        gate.let_pass()
+        await asyncio.wait(loads, return_when=asyncio.FIRST_COMPLETED)
+        await eventually(lambda: tier.stats()["paused"] == 0)
+        assert tier.stats()["hanging_calls"] == 1
+        assert statuses((await tier.load(slots.load_job(keys, 3))).outcomes) == [Status.TIMED_OUT]
+        gate.open()
+        await asyncio.wait(loads)
+        assert tier.stats()["hanging_calls"] == 0
+        assert (await tier.load(slots.load_job(keys, 3))).success
+
+
+@pytest.mark.virtual_time
 async def test_a_second_store_of_a_block_does_not_wait_for_one_that_hangs(tmp_path: Path) -> None:
     slots, keys, disk = Slots(LAYOUT, 32), some_keys(LAYOUT, 3), disk_in_virtual_time()
     async with opened(tmp_path, slots, disk) as tier:

@@ -92,7 +92,7 @@ def test_a_file_that_vanishes_meanwhile_is_left_out(directory: LayoutDirectory) 
 
 def test_who_lives(directory: LayoutDirectory) -> None:
     me, dead = Owner(directory.path), Owner(directory.path)
-    os.close(dead._fd)
+    dead._file.close()
     (Path(directory.path) / OWNERS / "notes").touch()
     try:
         alive = {owner.name: (owner.alive, owner.pid) for owner in owners_of(directory)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +176,14 @@ def test_the_tightest_bounds_of_the_living_hold(tmp_path: Path) -> None:
 
 
 def test_a_holder_of_the_lock_that_was_stopped_stops_nobody(tmp_path: Path) -> None:
-    holder, usage = open_usage(tmp_path, quota=QUOTA), open_usage(tmp_path, quota=QUOTA)
-    allowance = allowance_of(usage)
+    holder, usage, now = open_usage(tmp_path, quota=QUOTA), open_usage(tmp_path, quota=QUOTA), 0.0
+    allowance = Allowance(usage, Bounds(QUOTA, None, BLOCK), lambda: 1 << 40, clock=lambda: now)
     with holder.locked():
-        with pytest.raises(UsageBusyError), usage.locked():
-            pass
+        with pytest.raises(UsageBusyError, match="held the account of the root for long: see whether a process"):
+            usage.fold_dead()
         assert not allowance.take(0, BLOCK)
+    assert not allowance.take(0, BLOCK), "not every store waits for the lock in vain"
+    now = 1.0
     assert allowance.take(0, BLOCK)
     allowance.give_back(0, BLOCK)
     for each in (holder, usage):
@@ -189,12 +192,101 @@ def test_a_holder_of_the_lock_that_was_stopped_stops_nobody(tmp_path: Path) -> N
 
 def test_one_at_a_time_keeps_house(tmp_path: Path) -> None:
     first, second = open_usage(tmp_path), open_usage(tmp_path)
+    assert second.keeper is None
     assert first.take_housekeeping()
     assert first.take_housekeeping()
     assert not second.take_housekeeping()
+    assert [usage.keeper for usage in (first, second)] == [None, os.getpid()]
     first.abandon()
     assert second.take_housekeeping()
+    assert not first.take_housekeeping()
     second.leave()
+
+
+def test_who_has_no_bounds_keeps_those_of_the_root(tmp_path: Path) -> None:
+    free, bounded = open_usage(tmp_path), open_usage(tmp_path, quota=QUOTA)
+    allowance = allowance_of(free, quota=None)
+    assert allowance.is_bounded
+    taken = 0
+    while allowance.take(taken % 5, BLOCK):
+        allowance.put(taken % 5, BLOCK)
+        taken += 1
+    assert taken == QUOTA // BLOCK
+    assert allowance.refuse(BLOCK) == "quota"
+    assert (free.used, free.reserved) == (QUOTA, 0)
+    for usage in (bounded, free):
+        usage.leave()
+
+
+def test_without_bounds_nothing_is_locked_and_all_is_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free, other = open_usage(tmp_path), open_usage(tmp_path)
+    allowance = allowance_of(free, quota=None)
+    assert not allowance.is_bounded
+    monkeypatch.setattr(free, "_locks", None)
+    for bucket in range(3):
+        assert allowance.take(bucket, BLOCK)
+    monkeypatch.undo()
+    bounded = open_usage(tmp_path, quota=3 * BLOCK)
+    assert not allowance_of(bounded).take(0, BLOCK), "a block of a neighbour is on its way for each of them"
+    allowance.put(0, BLOCK)
+    allowance.give_back(1, BLOCK)
+    allowance.give_back_spare()
+    assert (bounded.used, bounded.reserved) == (BLOCK, BLOCK)
+    bounded.leave()
+    assert not allowance.is_bounded
+    allowance.put(2, BLOCK)
+    assert (other.used, other.reserved) == (2 * BLOCK, 0)
+    for usage in (free, other):
+        usage.leave()
+
+
+def test_the_bounds_of_the_dead_hold_until_they_are_found(tmp_path: Path) -> None:
+    usage, dead = open_usage(tmp_path), open_usage(tmp_path, min_free=0)
+    dead.abandon()
+    assert usage.is_bounded
+    usage.fold_dead()
+    assert not usage.is_bounded
+    usage.leave()
+
+
+def test_what_a_smaller_quota_does_not_grant_is_given_back(tmp_path: Path) -> None:
+    large, now = 1 << 20, 0.0
+    usage = open_usage(tmp_path, quota=large)
+    allowance = Allowance(usage, Bounds(large, None, BLOCK), lambda: 1 << 40, clock=lambda: now)
+    for _ in range(8):
+        assert allowance.take(0, BLOCK)
+        allowance.put(0, BLOCK)
+    assert allowance.lacking() == 0
+    assert usage.reserved > QUOTA
+    small = open_usage(tmp_path, quota=QUOTA)
+    assert allowance.lacking() == 0, "what is granted comes back, so nothing need go for it"
+    now = 1.0
+    assert allowance.lacking() > QUOTA, "unless it does not"
+    allowance.give_back_excess()
+    assert usage.reserved == QUOTA // 8
+    assert allowance.lacking() == 0
+    for each in (usage, small):
+        each.leave()
+
+
+def test_a_disk_that_is_full_with_bytes_free_has_others_removed(tmp_path: Path) -> None:
+    first, second = open_usage(tmp_path, quota=QUOTA), open_usage(tmp_path, quota=QUOTA)
+    keeper, other = allowance_of(first), allowance_of(second)
+    assert other.refuse(BLOCK, disk_is_full=True) == "space"
+    assert (keeper.lacking(), keeper.tightest) == (BLOCK, "space")
+    for _ in range(9):
+        other.refuse(BLOCK, disk_is_full=True)
+    assert keeper.lacking() == BLOCK, "it may be one block, offered again and again"
+    first.meet()
+    assert keeper.lacking() == 0
+    second.leave()
+    assert keeper.lacking() == 0
+    keeper.refuse(BLOCK, disk_is_full=True)
+    assert keeper.lacking() == BLOCK
+    first.leave()
+    third = open_usage(tmp_path, quota=QUOTA)
+    assert allowance_of(third).lacking() == 0
+    third.leave()
 
 
 def test_after_a_loss_of_power_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,10 +316,25 @@ def test_a_file_that_is_no_account_is_made_anew(tmp_path: Path) -> None:
     assert not usage.is_known
     assert usage.is_there
     (tmp_path / "usage").write_bytes(b"torn")  # by somebody who does not know the locks
-    with pytest.raises(ConfigError, match="in use by another version of asyncoffload: stop the processes"):
+    with pytest.raises(ConfigError, match="another version of asyncoffload, or damaged: stop the processes"):
         Usage(str(tmp_path))
     (tmp_path / "usage").unlink()
     assert not usage.is_there
+
+
+@pytest.mark.parametrize("words", [{4: 1 << 20}, {2: 1 << 40}, {2: -1}, {2: 1, 4: 2}])
+def test_an_account_that_is_damaged_is_made_anew(tmp_path: Path, words: dict[int, int]) -> None:
+    running = open_usage(tmp_path)
+    with open(tmp_path / "usage", "r+b") as file:
+        for word, value in words.items():
+            file.seek(8 * word)
+            file.write(struct.pack("<q", value))
+    with pytest.raises(ConfigError, match="or damaged: stop the processes that use"):
+        Usage(str(tmp_path))
+    running.close()
+    usage = Usage(str(tmp_path))
+    assert not usage.is_known
+    usage.leave()
 
 
 def test_more_users_than_there_are_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

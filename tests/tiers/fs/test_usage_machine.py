@@ -77,7 +77,7 @@ class Process:
 
 
 class Sharing(RuleBasedStateMachine):
-    """Several processes with one root, whose files are the truth."""
+    """Several processes with one root, whose files are the truth; one of them at least has bounds."""
 
     @initialize()
     def begin(self) -> None:
@@ -108,23 +108,23 @@ class Sharing(RuleBasedStateMachine):
         return sum(path.stat().st_size for path in self.root.rglob("*.bin"))
 
     @precondition(lambda self: len(self.processes) < 4)
-    @rule()
-    def start(self) -> None:
-        usage = Mortal(str(self.root), is_empty=lambda: True, quota=QUOTA)
-        allowance = Allowance(usage, Bounds(QUOTA, None, BLOCK), lambda: 1 << 40)
+    @rule(quota=st.sampled_from([QUOTA, None]))
+    def start(self, quota: int | None = QUOTA) -> None:
+        usage = Mortal(str(self.root), is_empty=lambda: True, quota=quota)
+        allowance = Allowance(usage, Bounds(quota, None, BLOCK), lambda: 1 << 40)
         self.processes.append(Process(usage, allowance, Evictor(usage)))
 
     @rule(who=st.integers(0, 3))
     def kill(self, who: int) -> None:
         """It dies while it waits."""
         process = self.pick(who)
-        if process and len(self.processes) > 1:
+        if self.is_bounded_without(process):
             self.bury(process)
 
     @rule(who=st.integers(0, 3), fuse=FUSE)
     def leave(self, who: int, fuse: int | None) -> None:
         process = self.pick(who)
-        if process and not process.storing and len(self.processes) > 1:
+        if not process.storing and self.is_bounded_without(process):
             with self.may_die(process, fuse):
                 process.usage.leave()
                 self.processes.remove(process)
@@ -238,6 +238,7 @@ class Sharing(RuleBasedStateMachine):
     def rest(self, who: int, fuse: int | None) -> None:
         if process := self.pick(who):
             with self.may_die(process, fuse):
+                process.allowance.give_back_excess()
                 process.allowance.give_back_spare()
                 process.allowance.give_back_spare()
 
@@ -264,10 +265,15 @@ class Sharing(RuleBasedStateMachine):
             self.start()
         return self.processes[who % len(self.processes)]
 
+    def is_bounded_without(self, process: Process) -> bool:
+        return any(other.allowance.bounds for other in self.processes if other is not process)
+
     def bury(self, process: Process) -> None:
         process.usage.abandon()
         if process in self.processes:
             self.processes.remove(process)
+        if not self.is_bounded_without(process):
+            self.start()
 
     @contextmanager
     def may_die(self, process: Process, fuse: int | None) -> Iterator[None]:
