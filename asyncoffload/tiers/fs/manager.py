@@ -204,8 +204,7 @@ class FileSystemTierManager(SecondaryTierManager):
         for first in range(0, len(known), PORTION):
             keys = known[first : first + PORTION]
             with self._index.look() as look, suppress(TierUnavailable):
-                found = set(await self._clerk.run(partial(self._space.which_exist, keys)))
-                self._ledger.missed(look, [key for key in keys if key not in found])
+                self._ledger.missed(look, await self._clerk.run(partial(self._space.which_are_gone, keys)))
 
     def hint(self, key: OffloadKey) -> bool:
         return key in self._index and not self._refuses(key)

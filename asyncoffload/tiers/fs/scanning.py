@@ -117,7 +117,7 @@ class Scanner:
 def _gone(follower: Follower, space: BlockSpace) -> tuple[list[OffloadKey], bool]:
     """The blocks of which the journal says anew that they left, and that are not back."""
     left, may_lack = follower.look()
-    return _lacking(space, left), may_lack
+    return space.which_are_gone(left), may_lack
 
 
 def _found_in(
@@ -132,9 +132,4 @@ def _found_in(
         except OSError as error:
             troubles.append(error)
     here = set(found)
-    return found, _lacking(space, [key for key in known if key not in here]), troubles
-
-
-def _lacking(space: BlockSpace, keys: Sequence[OffloadKey]) -> list[OffloadKey]:
-    here = set(space.which_exist(keys))
-    return [key for key in keys if key not in here]
+    return found, space.which_are_gone([key for key in known if key not in here]), troubles

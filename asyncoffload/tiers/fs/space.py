@@ -291,6 +291,10 @@ class BlockSpace:
         access = os.access
         return [key for key in keys if access(self.path(key), os.F_OK)]
 
+    def which_are_gone(self, keys: Sequence[OffloadKey]) -> list[OffloadKey]:
+        """Those of the keys that certainly have no file; a file that cannot be looked at may come back."""
+        return [key for key in keys if _is_gone(self.path(key))]
+
     def fan_out(self) -> list[str]:
         """The directories of the fan-out, by name."""
         with suppress(FileNotFoundError):
@@ -340,6 +344,14 @@ class BlockSpace:
                 )
             )
         return works
+
+
+def _is_gone(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno == errno.ENOENT
+    return False
 
 
 def _missing_from(path: str) -> list[str]:

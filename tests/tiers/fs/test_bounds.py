@@ -491,6 +491,25 @@ async def test_a_store_sees_that_a_block_is_gone(tmp_path: Path) -> None:
         assert tier.stats()["store_done"] == 21
 
 
+async def test_what_cannot_be_looked_at_is_not_taken_for_gone(tmp_path: Path) -> None:
+    slots, keys = Slots(LAYOUT, 16), some_keys(LAYOUT, 16)
+    directory, aside = tmp_path / directory_name(LAYOUT), tmp_path / "aside"
+    async with make_tier(tmp_path, slots) as tier:
+        await store_all(tier, slots, keys)
+        await tier.scanned()
+        directory.rename(aside)
+        directory.write_text("in the way")
+        await tier.store(slots.store_job(keys))
+        await tier._residence._scanner.look_through()
+        assert set(await tier.lookup(keys)) == {LookupResult.HIT}, "or a miss would be believed when they are back"
+        assert set(statuses(await tier.load(slots.load_job(keys)))) == {Status.FAILED}
+        directory.unlink()
+        aside.rename(directory)
+        assert set(await tier.lookup(keys)) == {LookupResult.HIT}
+        assert (await tier.load(slots.load_job(keys))).success
+        assert slots.have(keys)
+
+
 async def test_a_job_is_cut_where_the_room_ends(tmp_path: Path) -> None:
     slots, keys = Slots(LAYOUT, 16), some_keys(LAYOUT, 16)
     async with make_tier(tmp_path, slots, 10 * BLOCK) as tier:
