@@ -47,7 +47,8 @@ def test_kills(tmp_path: Path, blocks: int) -> None:
                 process.begin()
             for process in chance.sample(running, PROCESSES):
                 process.wait_for_batches(chance.randrange(1, 4))
-                assert bytes_below(tmp_path) <= quota + PROCESSES * (quota // (4 * PROCESSES)), "a slice a process"
+                # A slice a process, which is a block where room is short.
+                assert bytes_below(tmp_path) <= quota + PROCESSES * sharing.BLOCK
                 process.kill()
             bounds.leave()
             hits += any(tmp_path.rglob("*.tmp"))
